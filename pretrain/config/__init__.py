@@ -1,0 +1,1 @@
+"""A run as typed, frozen data; nothing here imports torch."""

@@ -1,0 +1,197 @@
+"""The two families of models, and how each cuts text into tokens.
+
+Every number a plan needs before torch is imported (parameters, FLOPs) is a method here.
+"""
+
+from pathlib import Path
+from typing import Annotated, Literal, Self
+
+from pydantic import Field, model_validator
+
+from pretrain.config.base import Section
+
+PositiveInt = Annotated[int, Field(gt=0)]
+Probability = Annotated[float, Field(ge=0, le=1)]
+Dropout = Annotated[float, Field(ge=0, lt=1)]
+
+
+class WordsConfig(Section):
+    """Whole words, for models that read characters; the vocabulary is what the softmax predicts."""
+
+    kind: Literal["words"] = "words"
+    vocabulary_size: PositiveInt = 50_000
+    """Most words in the vocabulary, with `<S>`, `</S>` and `<UNK>`."""
+    minimum_count: PositiveInt = 1
+    """A word seen fewer times than this in the training text is unknown."""
+    words: Literal["whitespace", "unicode"] = "unicode"
+    """How raw text is cut: at white space only, or also between letters and punctuation."""
+    lowercase: bool = False
+    """Whether words are lower-cased before anything else sees them."""
+
+
+class WordPieceConfig(Section):
+    """WordPiece, learned with `tokenizers`."""
+
+    kind: Literal["wordpiece"] = "wordpiece"
+    vocabulary_size: Annotated[int, Field(gt=100)] = 30_000
+    """Most pieces in the vocabulary, special tokens included."""
+    minimum_count: PositiveInt = 2
+    """A pair of pieces seen fewer times than this is not merged."""
+    lowercase: bool = False
+    """Whether text is lower-cased first."""
+    strip_accents: bool = False
+    """Whether accents are removed first."""
+
+
+class ElmoConfig(Section):
+    """ELMo: character CNN, forward and backward LSTM with projections (Peters et al. 2018)."""
+
+    kind: Literal["elmo"] = "elmo"
+    initialize_from: Path | None = None
+    """A model folder whose weights this run starts from."""
+    dropout: Dropout = 0.1
+    """Every dropout of the model: each LSTM layer's input, and the top output."""
+    character_embedding_size: PositiveInt = 16
+    """Width of a character's embedding."""
+    filters: tuple[tuple[PositiveInt, PositiveInt], ...] = (
+        (1, 32), (2, 32), (3, 64), (4, 128), (5, 256), (6, 512), (7, 1024),
+    )  # fmt: skip
+    """Convolutions over characters: (width in characters, number of filters) each."""
+    num_highways: Annotated[int, Field(ge=0)] = 2
+    """Highway layers after the convolutions."""
+    activation: Literal["relu", "tanh"] = "relu"
+    """Activation of the convolutions."""
+    max_characters: Annotated[int, Field(ge=4)] = 50
+    """Character ids per word, with its begin and end marks."""
+    num_layers: PositiveInt = 2
+    """LSTM layers per direction."""
+    cell_size: PositiveInt = 4096
+    """Width of the LSTM's memory."""
+    projection_size: PositiveInt = 512
+    """Width of the LSTM's output; a layer's vector is twice as wide (forward, backward)."""
+    cell_clip: Annotated[float, Field(ge=0)] = 3.0
+    """Bound on the memory; 0 means none."""
+    projection_clip: Annotated[float, Field(ge=0)] = 3.0
+    """Bound on the output; 0 means none."""
+    skip_connections: bool = True
+    """Whether a layer after the first adds its input to its output."""
+    unroll_length: PositiveInt = 20
+    """Tokens of a row per step (the window of truncated back-propagation)."""
+    softmax: Literal["full", "sampled"] = "sampled"
+    """Training softmax over the whole vocabulary, or over a sample of it."""
+    num_negatives: PositiveInt = 8192
+    """Sampled softmax: candidates drawn per direction and step."""
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        widest = max((width for width, _ in self.filters), default=0)
+        if not self.filters:
+            raise ValueError("filters is empty: give at least one (width, number) pair")
+        if widest > self.max_characters:
+            raise ValueError(f"filters has a width of {widest}, more than max_characters ({self.max_characters})")
+        return self
+
+    @property
+    def tokens_per_example(self) -> int:
+        """Tokens of one example: a window of one row."""
+        return self.unroll_length
+
+    @property
+    def token_parts(self) -> dict[str, int]:
+        """Parameters of the token encoder, by part."""
+        width = sum(number for _, number in self.filters)
+        return {
+            "characters": 261 * self.character_embedding_size,
+            "convolutions": sum(w * self.character_embedding_size * n + n for w, n in self.filters),
+            "highways": self.num_highways * 2 * (width * width + width),
+            "projection": width * self.projection_size + self.projection_size,
+        }
+
+    def encoder_parameters(self) -> int:
+        """Parameters of the exported biLM, as stored (no padding row)."""
+        cell = 2 * self.projection_size * 4 * self.cell_size + 4 * self.cell_size
+        cell += self.cell_size * self.projection_size
+        return sum(self.token_parts.values()) + 2 * self.num_layers * cell
+
+    def parameters(self, vocabulary_size: int) -> int:
+        """All trained parameters, with the softmax over `vocabulary_size` words."""
+        return self.encoder_parameters() + vocabulary_size * (self.projection_size + 1)
+
+    def flops_per_token(self, vocabulary_size: int) -> float:
+        """Training FLOPs (forward and backward) per word position, both directions, full convolutions."""
+        width = sum(number for _, number in self.filters)
+        convolutions = sum(2 * w * self.character_embedding_size * n * (self.max_characters - w + 1) for w, n in self.filters)
+        token = convolutions + self.num_highways * 4 * width * width + 2 * width * self.projection_size
+        cell = 2 * 2 * self.projection_size * 4 * self.cell_size + 2 * self.cell_size * self.projection_size
+        candidates = min(self.num_negatives, vocabulary_size) if self.softmax == "sampled" else vocabulary_size
+        return 3.0 * 2 * (token + self.num_layers * cell + 2 * self.projection_size * candidates)
+
+
+class BertConfig(Section):
+    """BERT: Transformer encoder with masked-LM and next-sentence heads (Devlin et al. 2018)."""
+
+    kind: Literal["bert"] = "bert"
+    initialize_from: Path | None = None
+    """A model folder whose weights (and tokenizer) this run starts from."""
+    dropout: Dropout = 0.1
+    """Every dropout of the model: hidden states and attention probabilities."""
+    hidden_size: PositiveInt = 768
+    """Width of a layer."""
+    num_layers: PositiveInt = 12
+    """Transformer layers."""
+    num_heads: PositiveInt = 12
+    """Attention heads; divides hidden_size."""
+    intermediate_size: PositiveInt = 3072
+    """Width of the feed-forward part."""
+    activation: Literal["gelu", "gelu_tanh"] = "gelu"
+    """Exact (erf) GELU, or the original's tanh approximation."""
+    layer_norm_epsilon: Annotated[float, Field(gt=0)] = 1e-12
+    """Added to the variance in every LayerNorm."""
+    initializer_range: Annotated[float, Field(gt=0)] = 0.02
+    """Standard deviation of the truncated-normal initialisation."""
+    max_positions: PositiveInt = 512
+    """Learned positions: the longest sequence that the model can ever read, in tokens."""
+    max_sequence_length: Annotated[int, Field(ge=8)] = 128
+    """Tokens per training example, with [CLS] and both [SEP]."""
+    mask_probability: Annotated[float, Field(gt=0, lt=1)] = 0.15
+    """Share of a sequence's tokens that are predicted."""
+    short_sequence_probability: Probability = 0.1
+    """Share of documents whose examples are shorter at random."""
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.hidden_size % self.num_heads:
+            raise ValueError(f"hidden_size ({self.hidden_size}) is not a multiple of num_heads ({self.num_heads})")
+        if self.max_sequence_length > self.max_positions:
+            raise ValueError(
+                f"max_sequence_length ({self.max_sequence_length}) is more than max_positions ({self.max_positions})"
+            )
+        return self
+
+    @property
+    def tokens_per_example(self) -> int:
+        """Most tokens of one example: a full sequence."""
+        return self.max_sequence_length
+
+    def parameters(self, vocabulary_size: int) -> int:
+        """All trained parameters, heads included, the decoder tied to the word embeddings."""
+        h, i = self.hidden_size, self.intermediate_size
+        embeddings = (vocabulary_size + self.max_positions + 2) * h + 2 * h
+        layer = 4 * (h * h + h) + (h * i + i) + (i * h + h) + 4 * h
+        heads = (h * h + h) + 2 * h + vocabulary_size + (h * h + h) + (2 * h + 2)
+        return embeddings + self.num_layers * layer + heads
+
+    def flops_per_token(self, vocabulary_size: int) -> float:
+        """Training FLOPs per token: 6·N + 12·L·H·S + the head on masked rows only (bert.md §2.0)."""
+        h = self.hidden_size
+        dense = self.num_layers * (4 * h * h + 2 * h * self.intermediate_size)
+        attention = 12 * self.num_layers * h * self.max_sequence_length
+        head = self.mask_probability * 6 * (h * h + h * vocabulary_size)
+        return 6.0 * dense + attention + head
+
+
+ModelConfig = Annotated[ElmoConfig | BertConfig, Field(discriminator="kind")]
+TokenizerConfig = Annotated[WordsConfig | WordPieceConfig, Field(discriminator="kind")]
+
+TOKENIZER_OF: dict[str, type[WordsConfig] | type[WordPieceConfig]] = {"elmo": WordsConfig, "bert": WordPieceConfig}
+"""The tokenizer that each family reads."""

@@ -1,0 +1,1 @@
+"""Text as documents, blocks and streams of examples; knows no model and no Lightning."""

@@ -1,0 +1,147 @@
+"""The contract between a family of models and everything else."""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from pretrain.data.blocks import Arrays, Block, Examples
+from pretrain.models.loss import LossTerm
+
+Batch = Mapping[str, Tensor]
+"""A micro-batch: integer tensors by name."""
+
+
+@dataclass(frozen=True)
+class LayerVectors:
+    """What an encoder returns. `layers[0]` is the token layer; each is float [batch, token, width].
+
+    `mask` is bool [batch, token], true where there is a token (special tokens included).
+    """
+
+    layers: tuple[Tensor, ...]
+    mask: Tensor
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """Sentences as tokens, and what was lost on the way."""
+
+    tokens: list[list[int]] | list[list[str]]
+    """Per sentence: vocabulary ids, or words."""
+    ids: NDArray[np.int64]
+    """The vocabulary ids of all tokens, in order: what a unigram model would count."""
+    words: int
+    """Words of the text."""
+    unknown_words: int
+    """Words, of those, that the vocabulary does not hold."""
+    characters: int
+    """Characters of the text that are not white space."""
+    characters_left_out: int
+    """Characters, of those, that no token of the model can see."""
+
+
+@dataclass(frozen=True)
+class Pieces:
+    """One text as an encoder reads it, and how its pieces make up words."""
+
+    tokens: list[int] | list[str]
+    """The pieces, with the special tokens that show up in the encoder's output."""
+    word_of: NDArray[np.int64]
+    """int [pieces]: the word that each piece belongs to; -1 for a special token."""
+    words: list[str]
+    """The words, as they stand in the text."""
+
+
+class Tokenizer(Protocol):
+    """Cuts text into tokens. Saved as the files that the family's published format uses."""
+
+    @property
+    def vocabulary_size(self) -> int:
+        """Number of ids."""
+
+    @property
+    def sentence_end(self) -> int | None:
+        """The id predicted at the end of every sentence, where there is one."""
+
+    def encode(self, sentences: Sequence[str]) -> Encoded:
+        """Sentences as tokens without special ones, for training."""
+
+    def pieces(self, text: str | Sequence[str]) -> Pieces:
+        """One text, raw or as words, for vectors."""
+
+    def save(self, folder: Path) -> None:
+        """Writes the vocabulary, and what else is needed to load it again, into `folder`."""
+
+
+class ExampleMaker(Protocol):
+    """Turns blocks into examples and examples into batches; pure functions of their arguments."""
+
+    def make(self, block: Block, rng: np.random.Generator, *, pad: bool = False) -> Examples:
+        """The examples of a block. `pad` keeps what does not fill the last ones, ignored by the loss (held-out text)."""
+
+    def counts(self, examples: Arrays) -> dict[str, int]:
+        """Predictions per loss term, and `tokens`: the real (unpadded) tokens."""
+
+    def collate(self, examples: Arrays) -> Batch:
+        """A micro-batch."""
+
+
+class Objective(Protocol):
+    """The losses of a batch."""
+
+    def __call__(self, model: nn.Module, batch: Batch, carried: Tensor | None, *, seed: int) -> tuple[dict[str, LossTerm], Tensor | None]:
+        """Loss terms by name, and the state carried to the rows' next window (None where nothing is carried).
+
+        `seed` keys whatever is drawn on the device and must be the same on every rank; `carried` None means zero state.
+        """
+
+
+@dataclass(frozen=True)
+class ModelFolder:
+    """A model folder, read."""
+
+    model: nn.Module
+    """The pretraining model; `model.encoder` gives vectors."""
+    tokenizer: Tokenizer | None
+    config: Any
+    """The family's model config."""
+
+
+@dataclass(frozen=True)
+class Family:
+    """One family of models: everything that is true of it alone."""
+
+    kind: str
+    ordered: bool
+    """Whether examples are windows of rows whose state is carried from step to step."""
+    learn_tokenizer: Callable[[Callable[[], Iterable[str]], Any], Tokenizer]
+    """(texts, tokenizer config) -> tokenizer, a pure function of both; `texts()` may be called more than once."""
+    load_tokenizer: Callable[[Path], Tokenizer | None]
+    """A saved tokenizer; None where the folder holds none."""
+    build_examples: Callable[[Any, Tokenizer, int], ExampleMaker]
+    """(model config, tokenizer, rows per lane) -> example maker; rows is 1 for families that are not ordered."""
+    build_model: Callable[[Any, int], nn.Module]
+    """(model config, vocabulary size) -> freshly initialised pretraining model with an `encoder`."""
+    build_objective: Callable[[Any, Tokenizer], Objective]
+    """(model config, tokenizer) -> objective."""
+    gradient_scale: Callable[[Any], float]
+    """What the loss is multiplied by before its gradient is taken."""
+    no_decay: Callable[[str], bool]
+    """Whether the parameter of this name is exempt from weight decay."""
+    encode: Callable[..., tuple[LayerVectors, Any]]
+    """(encoder, pieces of several texts, carried) -> (layers aligned with the pieces, carried), without gradients."""
+    recognises: Callable[[Path], bool]
+    """Whether a folder looks like a model of this family."""
+    read: Callable[[Path], ModelFolder]
+    """Reads a published model folder; raises ExportError naming what is missing or ambiguous."""
+    write: Callable[[Path, ModelFolder], None]
+    """Writes one, in the format that the field reads."""
+    initialize: Callable[[nn.Module, Path], list[str]]
+    """Copies a model folder's weights into a model; returns the names of the parameters that it did not hold."""
+    export_format: str
+    """The name of the published format, as `pretrain export --to` spells it."""
