@@ -4,7 +4,8 @@
     ├── ConfigError               a config or an option is wrong, or contradicts another
     ├── DataError                 text is missing, empty, undecodable, or prepared data is damaged
     ├── CheckpointError           a checkpoint is cut short, or belongs to another run
-    └── ExportError               a model folder cannot be read or written
+    ├── ExportError               a model folder cannot be read or written
+    └── TrainingError             the loss is no number any more
 
 Anything else that escapes is a bug: it keeps its traceback and exits with 1.
 """
@@ -30,3 +31,7 @@ class CheckpointError(PretrainError):
 
 class ExportError(PretrainError):
     """A model folder is incomplete, ambiguous, or not in a format that we read."""
+
+
+class TrainingError(PretrainError):
+    """Training cannot go on: the loss is no number any more."""

@@ -120,7 +120,9 @@ class ElmoConfig(Section):
     def flops_per_token(self, vocabulary_size: int) -> float:
         """Training FLOPs (forward and backward) per word position, both directions, full convolutions."""
         width = sum(number for _, number in self.filters)
-        convolutions = sum(2 * w * self.character_embedding_size * n * (self.max_characters - w + 1) for w, n in self.filters)
+        convolutions = sum(
+            2 * w * self.character_embedding_size * n * (self.max_characters - w + 1) for w, n in self.filters
+        )
         token = convolutions + self.num_highways * 4 * width * width + 2 * width * self.projection_size
         cell = 2 * 2 * self.projection_size * 4 * self.cell_size + 2 * self.cell_size * self.projection_size
         candidates = min(self.num_negatives, vocabulary_size) if self.softmax == "sampled" else vocabulary_size

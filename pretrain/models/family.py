@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from pretrain.data.blocks import Arrays, Block, Examples
+from pretrain.data.documents import Encoded as Encoded
 from pretrain.models.loss import LossTerm
 
 Batch = Mapping[str, Tensor]
@@ -25,24 +26,6 @@ class LayerVectors:
 
     layers: tuple[Tensor, ...]
     mask: Tensor
-
-
-@dataclass(frozen=True)
-class Encoded:
-    """Sentences as tokens, and what was lost on the way."""
-
-    tokens: list[list[int]] | list[list[str]]
-    """Per sentence: vocabulary ids, or words."""
-    ids: NDArray[np.int64]
-    """The vocabulary ids of all tokens, in order: what a unigram model would count."""
-    words: int
-    """Words of the text."""
-    unknown_words: int
-    """Words, of those, that the vocabulary does not hold."""
-    characters: int
-    """Characters of the text that are not white space."""
-    characters_left_out: int
-    """Characters, of those, that no token of the model can see."""
 
 
 @dataclass(frozen=True)

@@ -1,10 +1,15 @@
-"""Loss terms, their sums, and what they say about a model."""
+"""Loss terms, their sums, and the held-out loss; plain torch."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
+import torch
 from torch import Tensor
+
+from pretrain.errors import DataError
+from pretrain.runtime.distributed import max_over_ranks, sum_over_ranks
 
 
 @dataclass(frozen=True)
@@ -22,7 +27,107 @@ class LossTerm:
     """Whether exp(total / count) is a perplexity."""
 
 
-def perplexity(terms: Mapping[str, float], predicts_tokens: Mapping[str, bool]) -> float:
-    """Arithmetic mean of the perplexities of the terms that predict tokens (for a biLM, as Peters et al. report it)."""
-    values = [math.exp(min(loss, 700.0)) for name, loss in terms.items() if predicts_tokens[name]]
-    return sum(values) / len(values)
+@dataclass(frozen=True)
+class Losses:
+    """Mean losses in nats, by term, over a known number of predictions."""
+
+    terms: dict[str, float]
+    counts: dict[str, int]
+    weights: dict[str, float]
+    predicts_tokens: dict[str, bool]
+
+    @property
+    def loss(self) -> float:
+        """The objective: the weighted sum of the terms."""
+        return sum(self.weights[name] * value for name, value in self.terms.items())
+
+    @property
+    def perplexity(self) -> float:
+        """Arithmetic mean of the perplexities of the terms that predict tokens (as Peters et al. report a biLM's)."""
+        values = [exp(value) for name, value in self.terms.items() if self.predicts_tokens[name]]
+        return sum(values) / len(values)
+
+
+def exp(loss: float) -> float:
+    """e to the power of a loss, without overflow."""
+    return math.exp(min(loss, 700.0))
+
+
+class LossSums:
+    """Totals and counts of loss terms over many micro-batches; the counts may be known beforehand."""
+
+    def __init__(self) -> None:
+        self._totals: dict[str, Tensor] = {}
+        self._counts: dict[str, Tensor] = {}
+        self._kinds: dict[str, tuple[float, bool]] = {}
+
+    def add(self, terms: Mapping[str, LossTerm]) -> None:
+        """Adds one micro-batch, without waiting for the device."""
+        for name, term in terms.items():
+            total, count = term.total.detach().double(), term.count.detach()
+            self._totals[name] = self._totals[name] + total if name in self._totals else total
+            self._counts[name] = self._counts[name] + count if name in self._counts else count
+            self._kinds[name] = (term.weight, term.predicts_tokens)
+
+    def reduce(self, names: Sequence[str], device: torch.device) -> Losses:
+        """The losses over all ranks; every rank must call it with the same names."""
+        sums = torch.stack([self._totals[name] for name in names]).to(device)
+        counts = torch.stack([self._counts[name].to(torch.int64) for name in names]).to(device)
+        sum_over_ranks(sums)
+        sum_over_ranks(counts)
+        values = (sums / counts.clamp(min=1)).tolist()
+        return Losses(
+            terms=dict(zip(names, values, strict=True)),
+            counts=dict(zip(names, counts.tolist(), strict=True)),
+            weights={name: self._kinds[name][0] for name in names},
+            predicts_tokens={name: self._kinds[name][1] for name in names},
+        )
+
+
+Step = Callable[[Any, Tensor | None], tuple[Mapping[str, LossTerm], Tensor | None]]
+"""(batch, carried state) -> (loss terms, carried state)."""
+
+
+def measure_held_out(
+    step: Step,
+    blocks: Sequence[Any],
+    batches_of: Callable[[Any], Sequence[Any]],
+    *,
+    rank: int = 0,
+    ranks: int = 1,
+    device: torch.device,
+) -> Losses:
+    """The loss over held-out blocks, each prediction exactly once, whatever the number of ranks.
+
+    Ranks take blocks in turn. State is carried within a block and starts at zero in each, so that no block's loss
+    depends on who read the one before. Under ZeRO 3 a forward pass is a collective: ranks that run out of batches
+    repeat one and leave it out of the sums.
+    """
+    sums = LossSums()
+    names: list[str] = []
+    spare: Any = None
+    for first in range(0, len(blocks), ranks):
+        mine = first + rank
+        batches = batches_of(blocks[mine]) if mine < len(blocks) else []
+        needed = max_over_ranks(len(batches), device)
+        carried: Tensor | None = None
+        for i in range(needed):
+            if i < len(batches):
+                spare = batches[i]
+            elif spare is None:
+                spare = next(batch for place in blocks for batch in batches_of(place))
+            terms, state = step(spare, carried if i < len(batches) else None)
+            names = names or list(terms)
+            if i < len(batches):
+                carried = state
+                sums.add(terms)
+            else:
+                sums.add({name: nothing(term) for name, term in terms.items()})
+    if not names:
+        raise DataError("the held-out text gives no example: there is too little of it")
+    return sums.reduce(names, device)
+
+
+def nothing(term: LossTerm) -> LossTerm:
+    """The same term over no prediction."""
+    return LossTerm(torch.zeros_like(term.total), torch.zeros_like(term.count), term.weight, term.predicts_tokens)

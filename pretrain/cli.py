@@ -1,0 +1,112 @@
+"""The command line: thin commands over the verbs. Nothing heavy is imported before a command runs."""
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import click
+
+from pretrain.errors import ConfigError, PretrainError
+from pretrain.runtime.logging import set_up_logging
+
+CONFIG = click.argument("config", type=str)
+OVERRIDES = click.argument("overrides", nargs=-1, metavar="[section.option=value …]")
+NEEDS_TRAIN = {"datasets", "deepspeed", "filelock", "fsspec", "lightning", "matplotlib", "pyarrow", "sentencex", "wandb"}
+
+
+class Commands(click.Group):
+    """Turns a user's mistake into one line and exit code 2; a bug keeps its traceback and exits with 1."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Runs a command."""
+        try:
+            return super().invoke(ctx)
+        except PretrainError as error:
+            click.echo("\n".join(f"error: {line}" for line in str(error).splitlines()), err=True)
+            sys.stderr.flush()
+            raise SystemExit(error.exit_code) from None
+        except ModuleNotFoundError as error:
+            if (error.name or "").partition(".")[0] not in NEEDS_TRAIN:
+                raise
+            click.echo(f"error: this needs {error.name}: pip install 'pretrain[train]'", err=True)
+            raise SystemExit(2) from None
+
+
+@click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="pretrain")
+@click.option("--verbose", is_flag=True, help="Say more.")
+def main(verbose: bool) -> None:
+    """From raw text to contextual word vectors: ELMo and BERT, on one laptop or many GPUs."""
+    set_up_logging(verbose)
+
+
+@main.command()
+@CONFIG
+@OVERRIDES
+def prepare(config: str, overrides: tuple[str, ...]) -> None:
+    """Learn the vocabulary and tokenise the sources of CONFIG into shards."""
+    from pretrain.config.load import load_config
+    from pretrain.prepare import prepare
+
+    where, report = prepare(load_config(config, overrides))
+    for line in report:
+        click.echo(line)
+    click.echo(f"prepared in {where}")
+
+
+@main.command()
+@CONFIG
+@OVERRIDES
+@click.option("--stop-after", type=click.IntRange(min=1), metavar="STEPS", help="End this start after STEPS steps.")
+def train(config: str, overrides: tuple[str, ...], stop_after: int | None) -> None:
+    """Pretrain CONFIG, or resume it where its run folder holds a checkpoint."""
+    from pretrain.config.load import load_config
+    from pretrain.train import train
+
+    run = load_config(config, overrides)
+    folder = train(run, stop_after)
+    from pretrain.runtime.distributed import world
+
+    if world() is None or world().rank == 0:  # type: ignore[union-attr]
+        click.echo(f"run folder: {folder}")
+
+
+@main.command("config")
+@CONFIG
+@OVERRIDES
+def show_config(config: str, overrides: tuple[str, ...]) -> None:
+    """Print the resolved run of CONFIG and the numbers that follow from it."""
+    from pretrain.config.load import dump_config, load_config
+    from pretrain.config.plan import plan_run
+
+    run = load_config(config, overrides)
+    ranks = 1 if run.sharding.ranks == "auto" else run.sharding.ranks
+    if problems := run.rank_problems(ranks):
+        raise ConfigError("\n".join(problems))
+    click.echo(dump_config(run), nl=False)
+    for line in plan_run(run, ranks).lines():
+        click.echo(f"# {line}")
+
+
+@main.command()
+@click.argument("model", type=click.Path(path_type=Path))
+@click.argument("input", type=str)
+@click.option("--out", type=click.Path(path_type=Path), required=True, help="File to write (.hdf5).")
+@click.option("--layers", default="all", show_default=True, help="`all`, or layers by number, such as -1 or 0,2.")
+@click.option("--output", type=click.Choice(["words", "pieces", "sentence"]), default="words", show_default=True)
+@click.option("--split", is_flag=True, help="Lines are words separated by white space: take them as they are.")
+@click.option("--batch-size", type=click.IntRange(min=1), default=32, show_default=True, help="Texts at a time.")
+def embed(model: Path, input: str, out: Path, layers: str, output: str, split: bool, batch_size: int) -> None:
+    """Turn the lines of INPUT (a file, or - for standard input) into vectors of MODEL, a model folder."""
+    from pretrain.embed import embed, parse_layers
+
+    count = embed(
+        model,
+        input,
+        out,
+        layers=parse_layers(layers),
+        output=output,
+        is_split_into_words=split,
+        batch_size=batch_size,
+    )
+    click.echo(f"{count:,} texts in {out}")

@@ -1,0 +1,114 @@
+"""How a run is optimised, saved, watched and spread over ranks."""
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from pretrain.config.base import Section
+
+Steps = Annotated[int, Field(gt=0)]
+
+
+class BatchConfig(Section):
+    """How many examples make a step."""
+
+    global_size: Annotated[int, Field(gt=0)]
+    """Examples per optimizer step, over all ranks; a multiple of `data.lanes` and of `micro_size` times the ranks."""
+    micro_size: Annotated[int, Field(gt=0)]
+    """Examples per rank per forward and backward pass."""
+
+
+class AdamWConfig(Section):
+    """AdamW with bias correction; no decay on biases and LayerNorm."""
+
+    kind: Literal["adamw"] = "adamw"
+    peak_learning_rate: Annotated[float, Field(gt=0)]
+    """Learning rate after the warm-up."""
+    beta1: Annotated[float, Field(ge=0, lt=1)] = 0.9
+    """Decay of the gradient's running mean."""
+    beta2: Annotated[float, Field(ge=0, lt=1)] = 0.999
+    """Decay of the squared gradient's running mean."""
+    epsilon: Annotated[float, Field(gt=0)] = 1e-6
+    """Added to the denominator."""
+    weight_decay: Annotated[float, Field(ge=0)] = 0.01
+    """Decoupled weight decay, times the learning rate."""
+    clip_norm: Annotated[float, Field(ge=0)] = 1.0
+    """Largest global gradient norm; 0 means no clipping."""
+
+
+class AdagradConfig(Section):
+    """Adagrad as the original ELMo used it: no epsilon, accumulators start above zero."""
+
+    kind: Literal["adagrad"]
+    peak_learning_rate: Annotated[float, Field(gt=0)]
+    """Learning rate after the warm-up."""
+    initial_accumulator: Annotated[float, Field(gt=0)] = 1.0
+    """Start of the sum of squared gradients."""
+    clip_norm: Annotated[float, Field(ge=0)] = 10.0
+    """Largest global gradient norm; 0 means no clipping."""
+
+
+OptimizerConfig = Annotated[AdamWConfig | AdagradConfig, Field(discriminator="kind")]
+
+
+class ScheduleConfig(Section):
+    """The learning rate as a pure function of the step."""
+
+    total_steps: Steps
+    """Optimizer steps of the whole run."""
+    warmup_steps: Annotated[int, Field(ge=0)] = 0
+    """Steps of linear warm-up; a total shorter than this ends in the ramp."""
+    decay: Literal["constant", "linear"] = "linear"
+    """After the warm-up: the peak for ever, or linearly to zero at the last step."""
+
+    def factor(self, step: int) -> float:
+        """What the peak learning rate is multiplied by in step `step` (the first is 0)."""
+        if step < self.warmup_steps:
+            return (step + 1) / self.warmup_steps
+        if self.decay == "constant":
+            return 1.0
+        return max(0.0, (self.total_steps - step) / (self.total_steps - self.warmup_steps))
+
+
+class CheckpointConfig(Section):
+    """When the run is saved; it always is at its last step."""
+
+    every_steps: Steps = 1000
+    """Steps between checkpoints."""
+    keep_last: Annotated[int, Field(ge=1)] = 3
+    """Newest checkpoints kept; the best is kept as well."""
+
+
+class EvaluationConfig(Section):
+    """Held-out loss while training."""
+
+    every_steps: Steps = 1000
+    """Steps between evaluations; there is one at the last step too."""
+    blocks: Annotated[int, Field(gt=0)] | None = None
+    """Held-out blocks read each time, always the same; all by default."""
+
+
+class LoggingConfig(Section):
+    """What is written down while training."""
+
+    every_steps: Steps = 10
+    """Steps between lines of `metrics.jsonl`, of the console and of W&B."""
+    wandb: Literal["offline", "online", "off"] = "offline"
+    """W&B: into the run folder only, to the server, or not at all."""
+    wandb_project: str = "pretrain"
+    """W&B project."""
+    wandb_entity: str | None = None
+    """W&B team or user."""
+
+
+class ShardingConfig(Section):
+    """How the run is spread over ranks."""
+
+    ranks: Annotated[int, Field(gt=0)] | Literal["auto"] = "auto"
+    """Processes on this host; `auto` is one per GPU, or one."""
+    zero_stage: Literal[0, 1, 2, 3] = 1
+    """DeepSpeed ZeRO: 0 is one device or DDP; optimizer states (1), gradients (2), weights (3) are sharded."""
+    persistence_threshold: Annotated[int, Field(ge=0)] = 100_000
+    """ZeRO 3 (`stage3_param_persistence_threshold`): parameters of fewer elements than this stay whole on every rank."""
+    bucket_elements: Annotated[int, Field(gt=0)] = 20_000_000
+    """Elements reduced or gathered at a time."""

@@ -1,0 +1,123 @@
+"""Documents: texts as sentences, told apart by number and by hash."""
+
+import hashlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pretrain.config.data import DataConfig, Source
+from pretrain.data.sources import read_source
+from pretrain.errors import DataError
+
+
+@dataclass(frozen=True)
+class Document:
+    """One text as sentences; `number` counts the source's documents from 0."""
+
+    number: int
+    sentences: list[str]
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """Sentences as tokens, and what was lost on the way."""
+
+    tokens: list[list[int]] | list[list[str]]
+    """Per sentence: vocabulary ids, or words."""
+    ids: NDArray[np.int64]
+    """The vocabulary ids of all tokens, in order: what a unigram model would count."""
+    words: int
+    """Words of the text."""
+    unknown_words: int
+    """Words, of those, that the vocabulary does not hold."""
+    characters: int
+    """Characters of the text that are not white space."""
+    characters_left_out: int
+    """Characters, of those, that no token of the model can see."""
+
+
+class SentenceEncoder(Protocol):
+    """The part of a tokenizer that preparing needs."""
+
+    @property
+    def vocabulary_size(self) -> int:
+        """Number of ids."""
+
+    @property
+    def sentence_end(self) -> int | None:
+        """The id predicted at the end of every sentence, where there is one."""
+
+    def encode(self, sentences: list[str]) -> Encoded:
+        """Sentences as tokens."""
+
+
+def read_documents(source: Source, language: str, keep: Callable[[str], bool]) -> Iterator[Document]:
+    """The documents of a source whose text `keep` accepts, empty ones left out."""
+    split = sentence_splitter(language)
+    for number, text in enumerate(read_source(source)):
+        if keep(text):
+            sentences = split(text, source.lines)
+            if sentences:
+                yield Document(number, sentences)
+
+
+def sentence_splitter(language: str) -> Callable[[str, str], list[str]]:
+    """A function (text, what a line is) -> sentences, none of them empty."""
+    from sentencex import segment
+
+    def split(text: str, lines: str) -> list[str]:
+        parts = text.splitlines()
+        if lines == "wrapped":
+            parts = [" ".join(parts)]
+        if lines != "sentence":
+            parts = [sentence for part in parts for sentence in segment(language, part)]
+        return [stripped for part in parts if (stripped := part.strip())]
+
+    return split
+
+
+def is_held_out(text: str, share: float) -> bool:
+    """Whether a document belongs to the held-out share: by a hash of its text, so that duplicates stay together."""
+    digest = hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).digest()
+    return int.from_bytes(digest, "little") < share * 2**64
+
+
+def splits(data: DataConfig) -> dict[str, list[tuple[str, Source, Callable[[str], bool]]]]:
+    """For `train` and `held_out`: (name, source, which of its texts belong there)."""
+    sources = list(zip(data.source_names(), data.sources, strict=True))
+    if isinstance(data.held_out, float):
+        share = data.held_out
+        return {
+            "train": [(name, source, lambda text: not is_held_out(text, share)) for name, source in sources],
+            "held_out": [(name, source, lambda text: is_held_out(text, share)) for name, source in sources if share],
+        }
+    held_out = zip(data.held_out_names(), data.held_out, strict=True)
+    return {
+        "train": [(name, source, _all) for name, source in sources],
+        "held_out": [(name, source, _all) for name, source in held_out],
+    }
+
+
+def _all(text: str) -> bool:
+    return True
+
+
+def training_sentences(data: DataConfig) -> Iterator[str]:
+    """Every sentence that is trained on, for learning a vocabulary."""
+    for name, source, keep in splits(data)["train"]:
+        empty = True
+        for document in read_documents(source, data.language, keep):
+            empty = False
+            yield from document.sentences
+        if empty:
+            raise DataError(f"source {name} ({describe(source)}): no text to train on")
+
+
+def describe(source: Source) -> str:
+    """A source in a few words, for messages."""
+    values: dict[str, Any] = source.fields
+    what = values.get("files") or values.get("dataset") or source.kind
+    return ", ".join(what) if isinstance(what, list) else str(what)

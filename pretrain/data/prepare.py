@@ -1,0 +1,232 @@
+"""Preparing a corpus once: sources as Parquet shards of blocks, in random order, with a checksummed manifest.
+
+prepared folder/
+  manifest.json        written last: without it the folder is not prepared
+  tokenizer/           the vocabulary, as the family saves it
+  unigrams.npy         int64 [vocabulary]: how often each id occurs in the training text
+  train/<source>-00000.parquet …       a row group is a block, a row a document or a part of one
+  held_out/<source>-00000.parquet …
+"""
+
+import hashlib
+import json
+import logging
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+from tqdm import tqdm
+
+from pretrain.config.data import Source
+from pretrain.config.run import RunConfig, flatten
+from pretrain.data.documents import SentenceEncoder, describe, read_documents, splits, training_sentences
+from pretrain.data.shards import Shards, write_shards
+from pretrain.data.spool import Spool
+from pretrain.data.store import Store
+from pretrain.errors import ConfigError, DataError
+
+log = logging.getLogger(__name__)
+
+FORMAT = 1
+COUNTS = ("documents", "sentences", "words", "unknown_words", "characters", "characters_left_out", "tokens")
+DOCUMENTS_AT_A_TIME = 64
+
+
+class TextFamily(Protocol):
+    """The part of a family that preparing needs."""
+
+    @property
+    def learn_tokenizer(self) -> Callable[[Callable[[], Iterable[str]], Any], Any]:
+        """(texts, config) -> tokenizer."""
+
+    @property
+    def load_tokenizer(self) -> Callable[[Path], Any]:
+        """A saved tokenizer, or None."""
+
+
+def identity(config: RunConfig) -> dict[str, Any]:
+    """What decides the prepared data: not the seed, so that runs which differ by it share one folder."""
+    data = config.data
+    held_out = data.held_out if isinstance(data.held_out, float) else [source.fields for source in data.held_out]
+    return {
+        "format": FORMAT,
+        "sources": {name: s.fields for name, s in zip(data.source_names(), data.sources, strict=True)},
+        "held_out": held_out,
+        "language": data.language,
+        "block_tokens": data.block_tokens,
+        "tokenizer": config.tokenizer.model_dump(mode="json"),
+        "initialize_from": str(config.model.initialize_from) if config.model.initialize_from else None,
+    }
+
+
+def prepared_store(config: RunConfig) -> Store:
+    """Where the prepared form of a run's corpus is, or will be."""
+    if config.data.folder is not None:
+        return Store(config.data.folder)
+    name = hashlib.blake2b(json.dumps(identity(config), sort_keys=True).encode(), digest_size=6).hexdigest()
+    return Store(str(config.run_root / "prepared" / name))
+
+
+def ensure_prepared(config: RunConfig, family: TextFamily) -> Store:
+    """The prepared corpus of a run, made now where it has not been; raises DataError or ConfigError."""
+    store = prepared_store(config)
+    with store.lock():
+        manifest = store.read_manifest()
+        if manifest is None:
+            _prepare(config, family, store)
+        else:
+            check_prepared(config, store, manifest)
+    return store
+
+
+def check_prepared(config: RunConfig, store: Store, manifest: dict[str, Any]) -> None:
+    """Refuses prepared data that was made from something else, or whose sources have changed since."""
+    ours, theirs = flatten(json.loads(json.dumps(identity(config)))), flatten(manifest["identity"])
+    wrong = [
+        f"{store.url}: prepared with {key} {theirs.get(key)!r}, this run has {ours.get(key)!r}"
+        for key in sorted(ours.keys() | theirs.keys())
+        if ours.get(key) != theirs.get(key)
+    ]
+    if wrong:
+        raise ConfigError("\n".join(wrong))
+    for file, fingerprint in manifest["files"].items():
+        now = _fingerprint(file)
+        if now is not None and now != fingerprint:
+            raise DataError(
+                f"{file}: changed since it was prepared in {store.url} ({fingerprint}, now {now}): delete one"
+            )
+    store.check_sizes(manifest)
+
+
+def _fingerprint(file: str) -> str | None:
+    """Size and a hash of both ends of a local file; None where it is not there (any more)."""
+    path = Path(file)
+    if not path.is_file():
+        return None
+    size = path.stat().st_size
+    with path.open("rb") as stream:
+        head = stream.read(1 << 20)
+        stream.seek(max(0, size - (1 << 20)))
+        ends = hashlib.blake2b(head + stream.read(), digest_size=8).hexdigest()
+    return f"{size} bytes, {ends}"
+
+
+def _files(config: RunConfig) -> dict[str, str]:
+    """The local files of all sources, with their fingerprints."""
+    from pretrain.data.sources import resolve_files
+
+    held_out = () if isinstance(config.data.held_out, float) else config.data.held_out
+    files = [
+        file
+        for source in (*config.data.sources, *held_out)
+        if "files" in source.fields
+        for file in resolve_files(source.files)  # type: ignore[union-attr]  # the two kinds that have files
+    ]
+    return {file: fingerprint for file in files if (fingerprint := _fingerprint(file)) is not None}
+
+
+def _prepare(config: RunConfig, family: TextFamily, store: Store) -> None:
+    files = _files(config)
+    tokenizer = _tokenizer(config, family)
+    store.clear()
+    unigrams = np.zeros(tokenizer.vocabulary_size, dtype=np.int64)
+    manifest: dict[str, Any] = {"identity": identity(config), "files": files}
+    for split, sources in splits(config.data).items():
+        manifest[split] = [
+            _prepare_source(
+                config, tokenizer, store, f"{split}/{name}", source, keep, unigrams if split == "train" else None
+            )
+            for name, source, keep in sources
+        ]
+    held_out = manifest["held_out"]
+    if held_out and not any(shards["counts"]["documents"] for shards in held_out):
+        documents = sum(shards["counts"]["documents"] for shards in manifest["train"])
+        raise DataError(f"data.held_out ({config.data.held_out}) holds none of {documents} documents: raise it")
+    tokenizer.save(store.local_folder("tokenizer"))
+    store.upload_folder("tokenizer")
+    store.write_array("unigrams.npy", unigrams)
+    store.write_manifest(manifest)
+    for line in report(manifest):
+        log.info(line)
+
+
+def _tokenizer(config: RunConfig, family: TextFamily) -> Any:
+    """The tokenizer of the model that the run starts from, else one learned from the training text."""
+    start = config.model.initialize_from
+    if start is not None:
+        if not start.is_dir():
+            raise ConfigError(f"model.initialize_from: {start}: no such folder")
+        tokenizer = family.load_tokenizer(start)
+        if tokenizer is not None:
+            return tokenizer
+    log.info("learning a vocabulary of at most %d", config.tokenizer.vocabulary_size)
+    return family.learn_tokenizer(lambda: training_sentences(config.data), config.tokenizer)
+
+
+def _prepare_source(
+    config: RunConfig,
+    tokenizer: SentenceEncoder,
+    store: Store,
+    name: str,
+    source: Source,
+    keep: Callable[[str], bool],
+    unigrams: np.ndarray[Any, np.dtype[np.int64]] | None,
+) -> dict[str, Any]:
+    """One source of one split as shards; returns its entry in the manifest."""
+    counts = dict.fromkeys(COUNTS, 0)
+    with Spool(part_tokens=config.data.block_tokens // 4) as spool:
+        documents = []
+        progress = tqdm(
+            read_documents(source, config.data.language, keep), f"prepare {name}", unit=" documents", leave=False
+        )
+        for document in progress:
+            documents.append(document)
+            if len(documents) == DOCUMENTS_AT_A_TIME:
+                _encode(documents, tokenizer, spool, counts, unigrams)
+                documents = []
+        _encode(documents, tokenizer, spool, counts, unigrams)
+        if not counts["tokens"] and name.startswith("train/"):
+            raise DataError(f"source {name.removeprefix('train/')} ({describe(source)}): no text to train on")
+        shards = write_shards(store, name, spool, config.data.block_tokens)
+    return {"name": name.split("/", 1)[1], "counts": counts, "shards": shards}
+
+
+def _encode(
+    documents: list[Any], tokenizer: SentenceEncoder, spool: Spool, counts: dict[str, int], unigrams: Any
+) -> None:
+    """Tokenises several documents at a time and spools them."""
+    if not documents:
+        return
+    encoded = tokenizer.encode([sentence for document in documents for sentence in document.sentences])
+    start = 0
+    for document in documents:
+        stop = start + len(document.sentences)
+        sentences = [tokens for tokens in encoded.tokens[start:stop] if len(tokens)]
+        start = stop
+        if sentences:
+            spool.add(document.number, sentences)
+            counts["documents"] += 1
+            counts["sentences"] += len(sentences)
+    counts["tokens"] += len(encoded.ids)
+    for key in ("words", "unknown_words", "characters", "characters_left_out"):
+        counts[key] += getattr(encoded, key)
+    if unigrams is not None:
+        unigrams += np.bincount(encoded.ids, minlength=len(unigrams))
+        if tokenizer.sentence_end is not None:
+            unigrams[tokenizer.sentence_end] += sum(1 for tokens in encoded.tokens if len(tokens))
+
+
+def report(manifest: dict[str, Any]) -> list[str]:
+    """What preparing found, a line per source: sizes, tokens per word, unknown words, characters left out."""
+    lines = []
+    for split in ("train", "held_out"):
+        for entry in manifest[split]:
+            c, shards = entry["counts"], Shards(entry["shards"])
+            words, characters = max(c["words"], 1), max(c["characters"], 1)
+            lines.append(
+                f"{split} {entry['name']}: {c['documents']:,} documents, {c['sentences']:,} sentences, {c['tokens']:,} tokens "
+                f"in {shards.blocks:,} blocks; {c['tokens'] / words:.3f} tokens per word, "
+                f"{c['unknown_words'] / words:.2%} unknown words, {c['characters_left_out'] / characters:.3%} characters left out"
+            )
+    return lines

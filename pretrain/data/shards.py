@@ -1,0 +1,128 @@
+"""Prepared shards: Parquet files in which a row group is a block and a row a document or a part of one."""
+
+import hashlib
+import itertools
+from collections import deque
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from pretrain.data.blocks import Block
+from pretrain.data.spool import Part, Spool
+from pretrain.data.store import Store
+from pretrain.errors import DataError
+
+BLOCKS_PER_SHARD = 256
+LOOK_AHEAD = 256
+"""Parts put aside, at most, because another part of their document is in the block already."""
+
+
+def cut_blocks(parts: Iterable[Part], tokens: int, block_tokens: int) -> Iterator[list[Part]]:
+    """Equal blocks of about `block_tokens` of the `tokens` in all; parts of one document go to different blocks."""
+    count = max(1, round(tokens / block_tokens))
+    incoming = iter(parts)
+    waiting: deque[Part] = deque()
+    done = 0
+    for number in range(1, count + 1):
+        block: list[Part] = []
+        documents: set[int] = set()
+        postponed: deque[Part] = deque()
+        while done * count < number * tokens:
+            part = waiting.popleft() if waiting else next(incoming, None)
+            if part is None:
+                break
+            if part.number in documents and len(postponed) < LOOK_AHEAD:
+                postponed.append(part)
+                continue
+            block.append(part)
+            documents.add(part.number)
+            done += part.tokens
+        waiting.extendleft(reversed(postponed))
+        if number == count:
+            block.extend(waiting)
+        if block:
+            yield block
+
+
+def write_shards(store: Store, name: str, spool: Spool, block_tokens: int) -> list[dict[str, Any]]:
+    """Writes all blocks; returns per shard its file, number of blocks, size in bytes and SHA-256."""
+    shards = []
+    blocks = cut_blocks(spool, spool.tokens, block_tokens)
+    for number in itertools.count():
+        first = next(blocks, None)
+        if first is None:
+            return shards
+        file = f"{name}-{number:05d}.parquet"
+        table = _table(first)
+        written = 0
+        options = {"compression": "zstd", "write_page_checksum": True}
+        with store.open(file, "wb") as stream, pq.ParquetWriter(stream, table.schema, **options) as writer:
+            for block in itertools.chain([first], itertools.islice(blocks, BLOCKS_PER_SHARD - 1)):
+                table = _table(block)
+                writer.write_table(table, row_group_size=len(table))
+                written += 1
+        with store.open(file) as stream:
+            digest = hashlib.file_digest(stream, "sha256").hexdigest()
+            size = stream.seek(0, 2)
+        shards.append({"file": file, "blocks": written, "bytes": size, "sha256": digest})
+
+
+def _table(block: list[Part]) -> pa.Table:
+    lengths = [list(map(len, part.sentences)) for part in block]
+    tokens = [list(itertools.chain.from_iterable(part.sentences)) for part in block]
+    kind = pa.string() if isinstance(tokens[0][0], str) else pa.int32()
+    return pa.table(
+        {
+            "document": pa.array([part.number for part in block], pa.int64()),
+            "lengths": pa.array(lengths, pa.list_(pa.int32())),
+            "tokens": pa.array(tokens, pa.list_(kind)),
+        }
+    )
+
+
+class Shards:
+    """Where each block of a source is: shard and row group."""
+
+    def __init__(self, shards: list[dict[str, Any]]) -> None:
+        self._files = [shard["file"] for shard in shards]
+        self._starts = np.cumsum([0, *(shard["blocks"] for shard in shards)])
+
+    @property
+    def blocks(self) -> int:
+        """Number of blocks."""
+        return int(self._starts[-1])
+
+    def locate(self, block: int) -> tuple[str, int]:
+        """File and row group of a block."""
+        shard = int(np.searchsorted(self._starts, block, side="right")) - 1
+        return self._files[shard], block - int(self._starts[shard])
+
+
+def read_block(store: Store, shards: Shards, number: int) -> Block:
+    """One block; raises DataError naming the shard where it is damaged."""
+    file, row_group = shards.locate(number)
+    try:
+        with store.open(file) as stream, pq.ParquetFile(stream, page_checksum_verification=True) as parquet:
+            table = parquet.read_row_group(row_group).combine_chunks()
+    except (OSError, pa.ArrowException) as error:
+        raise DataError(f"{store.url}/{file}: block {row_group}: {str(error).splitlines()[0]}") from None
+    lengths, tokens = (table[name].combine_chunks() for name in ("lengths", "tokens"))
+    sentences_per_part = np.diff(lengths.offsets.to_numpy())
+    values, words = tokens.flatten(), None
+    if pa.types.is_string(values.type):
+        dictionary = values.dictionary_encode()
+        values, words = dictionary.indices, tuple(dictionary.dictionary.to_pylist())
+    return Block(
+        tokens=values.to_numpy(zero_copy_only=False).astype(np.int32),
+        sentence_starts=_starts(lengths.flatten().to_numpy()),
+        document_starts=_starts(sentences_per_part),
+        document_numbers=table["document"].to_numpy(),
+        words=words,
+    )
+
+
+def _starts(lengths: Any) -> np.ndarray[Any, np.dtype[np.int64]]:
+    return np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)]).astype(np.int64)

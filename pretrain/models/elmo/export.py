@@ -1,0 +1,268 @@
+"""Model folders as published for ELMo: `…options.json`, `…weights.hdf5`, a vocabulary and a file for the softmax.
+
+Names and shapes of datasets are those of Peters et al.'s release. The published files of every size can be read, and
+their readers can read ours; those ignore the one key that we add, `tokenizer`.
+"""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, cast
+
+import h5py
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from pydantic import ValidationError
+from torch import nn
+
+from pretrain.config.models import ElmoConfig, WordsConfig
+from pretrain.errors import ExportError
+from pretrain.models.elmo.model import ElmoModel
+from pretrain.models.elmo.tokens import NUM_CHARACTERS, SPECIAL_WORDS, VOCABULARY_FILE, WordTokenizer, read_vocabulary
+from pretrain.models.family import ModelFolder
+
+_SOFTMAX_DATASETS = {"softmax/W": "softmax.weight", "softmax/b": "softmax.bias"}
+_KEYS = {
+    "char_cnn.embedding.dim": "character_embedding_size",
+    "char_cnn.filters": "filters",
+    "char_cnn.activation": "activation",
+    "char_cnn.max_characters_per_token": "max_characters",
+    "lstm.n_layers": "num_layers",
+    "lstm.dim": "cell_size",
+    "lstm.projection_dim": "projection_size",
+}
+_OPTIONAL_KEYS = {  # the original's trainer reads their absence as none of it
+    "char_cnn.n_highway": "num_highways",
+    "lstm.cell_clip": "cell_clip",
+    "lstm.proj_clip": "projection_clip",
+    "lstm.use_skip_connections": "skip_connections",
+}
+
+
+def recognises(folder: Path) -> bool:
+    """Whether a folder holds an `…options.json`."""
+    return any(folder.glob("*options.json"))
+
+
+def read(folder: Path) -> ModelFolder:
+    """Reads a model folder; the model is in evaluation mode, and without a softmax where the folder has none.
+
+    Raises ExportError naming the file, and what is missing, ambiguous or of another shape; DataError for a vocabulary.
+    """
+    options_path = _one(folder, "*options.json", "options")
+    config = _config(options_path)
+    weights_path = _weights_file(folder)
+    softmax_path = _at_most_one(folder, "*softmax_weights.hdf5")
+    tokenizer = read_tokenizer(folder)
+    vocabulary_size = None if softmax_path is None else _vocabulary_size(softmax_path)
+    has_vocabulary = _at_most_one(folder, "vocab*.txt") is not None
+    if vocabulary_size is not None and has_vocabulary and vocabulary_size != tokenizer.vocabulary_size:
+        raise ExportError(
+            f"{softmax_path} predicts {vocabulary_size} words, the vocabulary beside it has {tokenizer.vocabulary_size}"
+        )
+    with torch.device("meta"):  # every parameter is read below: draw none
+        model = ElmoModel(config, vocabulary_size)
+    model.to_empty(device="cpu")
+    _fill(model, _encoder_datasets(config), weights_path)
+    if softmax_path is not None:
+        _fill(model, _SOFTMAX_DATASETS, softmax_path)
+    return ModelFolder(model.eval(), tokenizer, config)
+
+
+def write(folder: Path, model_folder: ModelFolder) -> None:
+    """Writes `options.json`, `weights.hdf5`, `vocabulary.txt` and, where there is a softmax, `softmax_weights.hdf5`."""
+    model, tokenizer = cast(ElmoModel, model_folder.model), cast(WordTokenizer, model_folder.tokenizer)
+    config: ElmoConfig = model_folder.config
+    folder.mkdir(parents=True, exist_ok=True)
+    text = json.dumps(_options(config, tokenizer), indent=2)
+    (folder / "options.json").write_text(text + "\n", encoding="utf-8")
+    tokenizer.save_vocabulary(folder / VOCABULARY_FILE)
+    parameters = dict(model.named_parameters())
+    _store(folder / "weights.hdf5", _encoder_datasets(config), parameters)
+    if model.softmax is not None:
+        _store(folder / "softmax_weights.hdf5", _SOFTMAX_DATASETS, parameters)
+
+
+def initialize(model: nn.Module, folder: Path, tokenizer: WordTokenizer | None = None) -> list[str]:
+    """Copies a model folder's encoder into `model`, and its softmax if `tokenizer`, the model's, has its vocabulary.
+
+    Returns the names of the parameters that keep their values. Raises ExportError for an encoder of another shape.
+    """
+    model = cast(ElmoModel, model)
+    source = read(folder)
+    held = dict(source.model.named_parameters())
+    vocabulary = source.tokenizer.vocabulary if isinstance(source.tokenizer, WordTokenizer) else None
+    if tokenizer is None or tokenizer.vocabulary != vocabulary:
+        held = {name: value for name, value in held.items() if not name.startswith("softmax.")}
+    parameters = dict(model.named_parameters())
+    encoder = {name for name in (*parameters, *held) if name.startswith("encoder.")}
+    for name in sorted(encoder):
+        theirs, ours = (list(side[name].shape) if name in side else "absent" for side in (held, parameters))
+        if theirs != ours:
+            raise ExportError(f"{folder}: {name} is {theirs}, in the model to initialise it is {ours}")
+    with torch.no_grad():
+        for name in parameters.keys() & held.keys():
+            parameters[name].copy_(held[name])
+    return [name for name in parameters if name not in held]
+
+
+def read_tokenizer(folder: Path) -> WordTokenizer:
+    """The tokenizer of a model folder; one that knows no word, but cuts text, where the folder has no vocabulary.
+
+    A folder without our key `tokenizer` is a published one: its text was tokenised before, so words end at white space.
+    """
+    options_path = _one(folder, "*options.json", "options")
+    try:
+        rule = WordsConfig.model_validate(_json(options_path).get("tokenizer", {"words": "whitespace"}))
+    except ValidationError as error:
+        raise ExportError(f"{options_path}: tokenizer.{_first(error)}") from error
+    path = _at_most_one(folder, "vocab*.txt")
+    vocabulary = SPECIAL_WORDS if path is None else read_vocabulary(path)
+    return WordTokenizer(vocabulary, words=rule.words, lowercase=rule.lowercase)
+
+
+def _at_most_one(folder: Path, pattern: str) -> Path | None:
+    found = sorted(folder.glob(pattern))
+    if len(found) > 1:
+        raise ExportError(f"{folder} holds {' and '.join(path.name for path in found)}: leave one {pattern}")
+    return found[0] if found else None
+
+
+def _one(folder: Path, pattern: str, what: str) -> Path:
+    path = _at_most_one(folder, pattern)
+    if path is None:
+        raise ExportError(f"{folder} holds no {what} ({pattern})")
+    return path
+
+
+def _weights_file(folder: Path) -> Path:
+    found = sorted(p for p in folder.glob("*weights.hdf5") if not p.name.endswith("softmax_weights.hdf5"))
+    if len(found) != 1:
+        names = " and ".join(path.name for path in found) or "no weights"
+        raise ExportError(f"{folder} holds {names}: there must be one *weights.hdf5 (beside *softmax_weights.hdf5)")
+    return found[0]
+
+
+def _json(path: Path) -> dict[str, Any]:
+    try:
+        options = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ExportError(f"{path} is not JSON: {error}") from error
+    if not isinstance(options, dict):
+        raise ExportError(f"{path} holds no JSON object")
+    return options
+
+
+def _lookup(options: dict[str, Any], key: str) -> Any:
+    """The value at a dotted path, or None."""
+    value: Any = options
+    for part in key.split("."):
+        value = value.get(part) if isinstance(value, dict) else None
+    return value
+
+
+def _config(path: Path) -> ElmoConfig:
+    """The architecture that an options file describes; what concerns training only is as it is by default."""
+    options = _json(path)
+    num_characters = _lookup(options, "char_cnn.n_characters")
+    # the original's trainer writes 261; its reader wants 262, with a row for padding that no file holds
+    if num_characters not in (None, NUM_CHARACTERS, NUM_CHARACTERS + 1):
+        raise ExportError(f"{path}: char_cnn.n_characters is {num_characters}, not {NUM_CHARACTERS} or one more")
+    missing = [key for key in _KEYS if _lookup(options, key) is None]
+    if missing:
+        raise ExportError(f"{path} lacks {', '.join(missing)}: only models that read characters are supported")
+    fields = {field: _lookup(options, key) for key, field in _KEYS.items()}
+    fields |= {field: _lookup(options, key) or 0 for key, field in _OPTIONAL_KEYS.items()}
+    try:
+        # full, since nothing is sampled from a finished model, and its vocabulary may be smaller than a sample
+        return ElmoConfig(**fields, softmax="full")
+    except ValidationError as error:
+        raise ExportError(f"{path}: {_first(error)}") from error
+
+
+def _first(error: ValidationError) -> str:
+    problem = error.errors()[0]
+    key = ".".join(map(str, problem["loc"]))
+    return f"{key}: {problem['msg']}, not {problem['input']!r}"
+
+
+def _options(config: ElmoConfig, tokenizer: WordTokenizer) -> dict[str, Any]:
+    return {
+        "lstm": {
+            "use_skip_connections": config.skip_connections,
+            "projection_dim": config.projection_size,
+            "cell_clip": config.cell_clip,
+            "proj_clip": config.projection_clip,
+            "dim": config.cell_size,
+            "n_layers": config.num_layers,
+        },
+        "char_cnn": {
+            "activation": config.activation,
+            "filters": config.filters,
+            "n_highway": config.num_highways,
+            "embedding": {"dim": config.character_embedding_size},
+            "n_characters": NUM_CHARACTERS + 1,
+            "max_characters_per_token": config.max_characters,
+        },
+        "tokenizer": {"words": tokenizer.words, "lowercase": tokenizer.lowercase},
+    }
+
+
+def _encoder_datasets(config: ElmoConfig) -> dict[str, str]:
+    """Parameters by published dataset."""
+    return dict(_pairs(config))
+
+
+def _pairs(config: ElmoConfig) -> Iterator[tuple[str, str]]:
+    token = "encoder.token_encoder"
+    yield "char_embed", f"{token}.characters.weight"
+    for i in range(len(config.filters)):
+        yield f"CNN/W_cnn_{i}", f"{token}.convolutions.{i}.weight"
+        yield f"CNN/b_cnn_{i}", f"{token}.convolutions.{i}.bias"
+    for k in range(config.num_highways):
+        for part in ("transform", "carry"):
+            yield f"CNN_high_{k}/W_{part}", f"{token}.highways.{k}.{part}.weight"
+            yield f"CNN_high_{k}/b_{part}", f"{token}.highways.{k}.{part}.bias"
+    yield "CNN_proj/W_proj", f"{token}.projection.weight"
+    yield "CNN_proj/b_proj", f"{token}.projection.bias"
+    for number, direction in enumerate(("forward", "backward")):
+        for layer in range(config.num_layers):
+            cell = f"RNN_{number}/RNN/MultiRNNCell/Cell{layer}/LSTMCell"
+            for dataset, parameter in (("W_0", "weight"), ("B", "bias"), ("W_P_0", "projection")):
+                yield f"{cell}/{dataset}", f"encoder.{direction}_stack.layers.{layer}.{parameter}"
+
+
+def _vocabulary_size(path: Path) -> int:
+    with _open(path) as file:
+        return len(_dataset(file, "softmax/W"))
+
+
+def _open(path: Path) -> h5py.File:
+    try:
+        return h5py.File(path, "r")
+    except OSError as error:
+        raise ExportError(f"{path} is not an HDF5 file, or is cut short: {error}") from error
+
+
+def _dataset(file: h5py.File, name: str) -> NDArray[np.float32]:
+    if not isinstance(file.get(name), h5py.Dataset):
+        raise ExportError(f"{file.filename} has no dataset {name}")
+    return np.asarray(file[name], dtype=np.float32)
+
+
+def _fill(model: nn.Module, datasets: dict[str, str], path: Path) -> None:
+    parameters = dict(model.named_parameters())
+    with _open(path) as file:
+        for name, parameter in datasets.items():
+            array, target = _dataset(file, name), parameters[parameter]
+            if array.shape != target.shape:
+                raise ExportError(f"{path}: {name} is {array.shape}, the options ask for {tuple(target.shape)}")
+            with torch.no_grad():
+                target.copy_(torch.from_numpy(array))
+
+
+def _store(path: Path, datasets: dict[str, str], parameters: dict[str, nn.Parameter]) -> None:
+    with h5py.File(path, "w") as file:
+        for name, parameter in datasets.items():
+            file[name] = parameters[parameter].detach().to("cpu", torch.float32).numpy()

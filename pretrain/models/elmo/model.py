@@ -1,0 +1,100 @@
+"""The biLM: one character encoder, a forward and a backward stack, and for training a softmax that both share.
+
+Shapes: N distinct words, C characters of a word, B rows, T positions, P projection_size.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from pretrain.config.models import ElmoConfig
+from pretrain.errors import ConfigError
+from pretrain.models.elmo.layers import LstmStack, Softmax, TokenEncoder
+from pretrain.models.family import LayerVectors
+
+
+class ElmoEncoder(nn.Module):
+    """Contextual vectors of words from their characters (Peters et al. 2018, sections 3.1 and 3.2).
+
+    The carried state is one float32 tensor [rows, state_size]: forward, then backward stack; in it layer by layer the
+    output and the memory.
+    """
+
+    def __init__(self, config: ElmoConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.token_encoder = TokenEncoder(config)
+        self.forward_stack = LstmStack(config)
+        self.backward_stack = LstmStack(config)
+        self.dropout = nn.Dropout(config.dropout)
+        self.state_size = self.forward_stack.state_size + self.backward_stack.state_size
+
+    def forward(
+        self, characters: Tensor, forward_index: Tensor, backward_index: Tensor, carried: Tensor | None = None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """For training: int characters [N, C], two unrelated windows of text as its rows, int [B, T] each.
+
+        Returns what the two stacks' top layers say, [B, T, P] each in the order in which they read, and the state
+        carried on, detached (truncated back-propagation).
+        """
+        words = self.token_encoder(characters)
+        forward_state, backward_state = self._state(words, forward_index, carried)
+        forward, forward_state = self.forward_stack(F.embedding(forward_index, words), forward_state)
+        backward, backward_state = self.backward_stack(F.embedding(backward_index, words), backward_state)
+        state = torch.cat([forward_state, backward_state], dim=1).detach()
+        return self.dropout(forward[-1]), self.dropout(backward[-1]), state
+
+    def vectors(
+        self, characters: Tensor, index: Tensor, lengths: Tensor, carried: Tensor | None = None
+    ) -> tuple[LayerVectors, Tensor]:
+        """For use: sentences `<S> w1 … wn </S>` as rows of `characters`, int [B, T], of which `lengths` [B] are real.
+
+        Returns the vectors of the words without the boundaries, [B, T - 2, 2P] a layer, 0 where there is none; layer 0
+        is the token twice, the others forward and backward side by side; and the state after each row's last position.
+        """
+        words = self.token_encoder(characters)
+        forward_state, backward_state = self._state(words, index, carried)
+        positions = torch.arange(index.shape[1], device=index.device)
+        # each row's own reversal, its padding left in place; it is its own inverse
+        reversal = torch.where(positions < lengths[:, None], lengths[:, None] - 1 - positions, positions)
+        tokens = F.embedding(index, words)
+        forward, forward_state = self.forward_stack(tokens, forward_state, lengths)
+        backward, backward_state = self.backward_stack(
+            F.embedding(index.gather(1, reversal), words), backward_state, lengths
+        )
+        in_order = reversal[:, :, None].expand(-1, -1, tokens.shape[2])
+        pairs = [(tokens, tokens)] + [(f, b.gather(1, in_order)) for f, b in zip(forward, backward, strict=True)]
+        mask = positions[:-2] < lengths[:, None] - 2
+        layers = tuple(torch.cat(pair, dim=2)[:, 1:-1] * mask[:, :, None] for pair in pairs)
+        return LayerVectors(layers, mask), torch.cat([forward_state, backward_state], dim=1)
+
+    def _state(self, words: Tensor, index: Tensor, carried: Tensor | None) -> tuple[Tensor, ...]:
+        """The two stacks' states; zeros to begin with."""
+        if carried is None:
+            dtype = torch.promote_types(words.dtype, torch.float32)
+            carried = torch.zeros(index.shape[0], self.state_size, dtype=dtype, device=index.device)
+        return torch.split(carried, [self.forward_stack.state_size, self.backward_stack.state_size], dim=1)
+
+
+class ElmoModel(nn.Module):
+    """The pretraining model. Without a softmax (a published folder may lack it) it gives vectors only."""
+
+    def __init__(self, config: ElmoConfig, vocabulary_size: int | None) -> None:
+        super().__init__()
+        self.encoder = ElmoEncoder(config)
+        self.softmax = None if vocabulary_size is None else Softmax(vocabulary_size, config.projection_size)
+
+
+def build_model(config: ElmoConfig, vocabulary_size: int) -> ElmoModel:
+    """A freshly initialised model (Peters et al.'s released trainer).
+
+    Raises ConfigError for sizes at which readers of the published format leave a projection out.
+    """
+    width = sum(number for _, number in config.filters)
+    for key, size in (("model.filters, in all", width), ("model.cell_size", config.cell_size)):
+        if size <= config.projection_size:
+            raise ConfigError(
+                f"model.projection_size ({config.projection_size}) must be less than {key} ({size}): the published "
+                "format knows projections to smaller sizes only"
+            )
+    return ElmoModel(config, vocabulary_size)

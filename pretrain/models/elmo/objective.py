@@ -1,0 +1,80 @@
+"""The two language-model losses, with full or sampled softmax."""
+
+from typing import cast
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from pretrain.config.models import ElmoConfig
+from pretrain.errors import ConfigError, ExportError
+from pretrain.models.elmo.examples import IGNORED
+from pretrain.models.elmo.model import ElmoModel
+from pretrain.models.family import Batch, Tokenizer
+from pretrain.models.loss import LossTerm
+
+DIRECTIONS = ("forward", "backward")
+
+
+def draw_candidates(rng: np.random.Generator, vocabulary_size: int, number: int) -> tuple[NDArray[np.int64], int]:
+    """Draws ids log-uniformly until `number` distinct ones are there; returns them, in that order, and all tries.
+
+    P(id) = log((id + 2) / (id + 1)) / log(vocabulary_size + 1), so ids must be in the order of frequency.
+    """
+    drawn = np.empty(0, np.int64)
+    while True:
+        # twice as many each time: near the whole vocabulary most draws are repeats
+        uniform = rng.random(max(3 * number, len(drawn)))
+        ids = np.exp(uniform * np.log(vocabulary_size + 1)).astype(np.int64) - 1
+        drawn = np.concatenate([drawn, ids.clip(0, vocabulary_size - 1)])
+        first = np.sort(np.unique(drawn, return_index=True)[1])[:number]
+        if len(first) == number:
+            return drawn[first], int(first[-1]) + 1
+
+
+class ElmoObjective:
+    """Mean loss of the forward and the backward model (Peters et al. 2018, section 3.1).
+
+    A model in training may use sampled softmax; one in evaluation never does, since sampled losses are no perplexities.
+    """
+
+    def __init__(self, config: ElmoConfig, tokenizer: Tokenizer) -> None:
+        self._vocabulary_size = tokenizer.vocabulary_size
+        self._sampled = config.softmax == "sampled"
+        self._num_negatives = config.num_negatives
+        if self._sampled and config.num_negatives >= self._vocabulary_size:
+            raise ConfigError(
+                f"model.num_negatives ({config.num_negatives}) is not less than the vocabulary's "
+                f"{self._vocabulary_size} words: set model.softmax to full, or sample fewer"
+            )
+
+    def __call__(
+        self, model: nn.Module, batch: Batch, carried: Tensor | None, *, seed: int
+    ) -> tuple[dict[str, LossTerm], Tensor | None]:
+        """Terms `forward` and `backward`, half the loss each, and the carried state [rows, state_size].
+
+        The directions' candidates are two draws that depend on `seed` alone. Raises ExportError for a model whose
+        folder held no softmax, or another vocabulary's.
+        """
+        model = cast(ElmoModel, model)
+        if model.softmax is None:
+            raise ExportError("the model folder holds no *softmax_weights.hdf5: it gives vectors, but no losses")
+        if model.softmax.vocabulary_size != self._vocabulary_size:
+            raise ExportError(
+                f"the softmax predicts {model.softmax.vocabulary_size} words, the vocabulary has "
+                f"{self._vocabulary_size}: they do not belong together"
+            )
+        *tops, carried = model.encoder(batch["characters"], batch["forward_index"], batch["backward_index"], carried)
+        terms = {}
+        for number, (name, top) in enumerate(zip(DIRECTIONS, tops, strict=True)):
+            targets = batch[f"{name}_targets"].flatten()
+            candidates: Tensor | None = None
+            num_tries = 0
+            if self._sampled and model.training:
+                rng = np.random.default_rng([seed, number])
+                ids, num_tries = draw_candidates(rng, self._vocabulary_size, self._num_negatives)
+                candidates = torch.from_numpy(ids).to(targets.device)
+            total = model.softmax(top.flatten(0, 1), targets, candidates, num_tries)
+            terms[name] = LossTerm(total, (targets != IGNORED).sum(), weight=0.5)
+        return terms, carried

@@ -1,0 +1,1 @@
+"""The machine and the moment: ranks, logging, seeds, the run folder, throughput."""

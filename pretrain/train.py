@@ -1,0 +1,95 @@
+"""`pretrain train`: pretrains or resumes a run, and makes first what is missing."""
+
+import logging
+import sys
+from pathlib import Path
+
+from pretrain.config.run import RunConfig
+from pretrain.data.prepare import ensure_prepared, prepared_store
+from pretrain.errors import ConfigError
+from pretrain.models import get_family
+from pretrain.runtime.distributed import World, become_only_rank, end_with_launcher, spawn_ranks, world
+from pretrain.runtime.run_folder import RunFolder
+from pretrain.training.checkpoint import find_newest, read_state
+
+log = logging.getLogger(__name__)
+
+
+def train(config: RunConfig, stop_after: int | None = None) -> Path:
+    """Trains `config` to its last step, or `stop_after` steps on, and returns the run folder.
+
+    A folder that holds a checkpoint is resumed. In a process started by torchrun this is one rank; else the ranks are
+    started here. Raises PretrainError for a user's mistake, found before ranks start; SystemExit where a rank failed.
+    """
+    launched = world()
+    ranks = launched.size if launched else local_ranks(config)
+    check_ranks(config, ranks, launched)
+    folder = RunFolder(config.folder)
+    folder.check(config)
+    if launched:
+        end_with_launcher()
+        train_rank(config, launched, stop_after)
+        return folder.path
+    if finished(config, folder):
+        log.info("%s is at its last step, %d", folder.path, config.schedule.total_steps)
+        return folder.path
+    ensure_prepared(config, get_family(config.model.kind))
+    if ranks == 1:
+        become_only_rank()
+        train_rank(config, World(0, 0, 1, 1), stop_after)
+        return folder.path
+    code = spawn_ranks(rank_command(config, stop_after), ranks)
+    if code:
+        raise SystemExit(code)
+    return folder.path
+
+
+def local_ranks(config: RunConfig) -> int:
+    """Processes to start on this host."""
+    if config.sharding.ranks != "auto":
+        return config.sharding.ranks
+    import torch
+
+    return max(1, torch.cuda.device_count())
+
+
+def check_ranks(config: RunConfig, ranks: int, launched: World | None) -> None:
+    """Raises ConfigError where the run cannot be spread over that many ranks, or the launcher started others."""
+    problems = config.rank_problems(ranks)
+    wanted = config.sharding.ranks
+    if launched and wanted != "auto" and wanted != launched.local_size:
+        problems.append(f"sharding.ranks is {wanted}, the launcher started {launched.local_size} processes on this host")
+    if problems:
+        raise ConfigError("\n".join(problems))
+
+
+def finished(config: RunConfig, folder: RunFolder) -> bool:
+    """Whether the run has nothing left to do."""
+    newest = find_newest(folder.checkpoints)
+    return newest is not None and read_state(newest).step >= config.schedule.total_steps
+
+
+def train_rank(config: RunConfig, world: World, stop_after: int | None) -> None:
+    """Trains as one rank; rank 0 holds the folder's lock, and prepares where nobody did before."""
+    from pretrain.training.trainer import run_rank
+
+    folder = RunFolder(config.folder)
+    if world.rank > 0:
+        store = prepared_store(config)
+        run_rank(config, store, world, stop_after)
+        return
+    with folder.lock():
+        store = ensure_prepared(config, get_family(config.model.kind))
+        run_rank(config, store, world, stop_after)
+
+
+def rank_command(config: RunConfig, stop_after: int | None) -> list[str]:
+    """The command that one rank runs: this program with the resolved config, which it gets as overrides of itself."""
+    folder = config.folder
+    folder.mkdir(parents=True, exist_ok=True)
+    resolved = folder / ".resolved.yaml"
+    from pretrain.config.load import dump_config
+
+    resolved.write_text(dump_config(config), encoding="utf-8")
+    command = [sys.executable, "-m", "pretrain", "train", str(resolved)]
+    return command + ([] if stop_after is None else ["--stop-after", str(stop_after)])

@@ -1,0 +1,116 @@
+"""One LightningModule for every family: it feeds the objective, and scales its loss so that no split matters."""
+
+from typing import Any, ClassVar
+
+import torch
+from lightning.pytorch import LightningModule
+from torch import Tensor
+
+from pretrain.config.run import RunConfig
+from pretrain.data.loader import MicroBatch
+from pretrain.data.stream import Share
+from pretrain.models import get_family
+from pretrain.models.family import Batch, Tokenizer
+from pretrain.models.loss import LossSums, LossTerm
+from pretrain.runtime.distributed import sum_over_ranks
+from pretrain.runtime.seeding import seed_of
+from pretrain.training.optimizer import build_optimizer
+
+
+class Pretraining(LightningModule):
+    """Trains the model of a config, whose weights are a pure function of (config, vocabulary size).
+
+    `step` counts data: the steps trained so far, over all starts of the run. `carried` is float32
+    [rows of this rank, state size], or None before the first step and for families that carry nothing.
+    """
+
+    kind: ClassVar[str | None] = None
+
+    def __init__(self, config: RunConfig, tokenizer: Tokenizer) -> None:
+        super().__init__()
+        if self.kind not in (None, config.model.kind):
+            raise ValueError(
+                f"{type(self).__name__} trains {self.kind}, the config's model.kind is {config.model.kind}"
+            )
+        self.config = config
+        self.family = get_family(config.model.kind)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed_of(config.seed, "weights"))
+            self.model = self.family.build_model(config.model, tokenizer.vocabulary_size)
+        self.objective = self.family.build_objective(config.model, tokenizer)
+        self.step = 0
+        self.carried: Tensor | None = None
+        self.sums = LossSums()
+        self.counts: dict[str, int] = {}
+        """Of the current step, over all ranks: predictions per term, and tokens."""
+        self.gradient_norm: Tensor | None = None
+        self.digest = 0
+        """Of the current step, over all ranks."""
+
+    def transfer_batch_to_device(self, batch: MicroBatch, device: torch.device, dataloader_idx: int) -> MicroBatch:
+        """Moves a micro-batch's tensors; all else stays as it is."""
+        batch.tensors = {name: tensor.to(device, non_blocking=True) for name, tensor in batch.tensors.items()}
+        return batch
+
+    def training_step(self, batch: MicroBatch, batch_idx: int) -> Tensor:
+        """The loss to take the gradient of: this micro-batch's part of the step's mean, scaled up for what divides it."""
+        if batch.index == 0:
+            self._count_step(batch.share)
+        seed, rank = self.config.seed, self.trainer.global_rank
+        torch.manual_seed(seed_of(seed, "dropout", self.step, batch.index, rank))
+        size = self.config.batch.micro_size
+        rows = slice(batch.index * size, (batch.index + 1) * size)
+        carried = None if self.carried is None else self.carried[rows]
+        terms, carried = self.objective(self.model, batch.tensors, carried, seed=seed_of(seed, "objective", self.step))
+        if carried is not None:
+            self._carry(rows, carried)
+        self.sums.add(terms)
+        loss: Any = sum(term.weight * term.total / max(self.counts[name], 1) for name, term in terms.items())
+        return loss * self.family.gradient_scale(self.config.model) * self._divisors()
+
+    def _count_step(self, share: Share) -> None:
+        """One small all-reduce: the step's counts and digest over all ranks."""
+        names = sorted(share.counts)
+        signed = share.digest - 2**64 if share.digest >= 2**63 else share.digest
+        values = torch.tensor([*(share.counts[name] for name in names), signed], dtype=torch.int64, device=self.device)
+        *counts, digest = sum_over_ranks(values).tolist()
+        self.counts = dict(zip(names, counts, strict=True))
+        self.digest = digest % 2**64
+
+    def _divisors(self) -> float:
+        """What the gradient is divided by on its way: ranks are averaged; Lightning and DeepSpeed each divide by k."""
+        ranks = self.trainer.world_size
+        k = self.config.accumulation(ranks)
+        return ranks * k * (k if self.config.sharding.zero_stage > 0 else 1)
+
+    def _carry(self, rows: slice, carried: Tensor) -> None:
+        if self.carried is None:
+            count = self.config.batch.global_size // self.trainer.world_size
+            self.carried = torch.zeros(count, carried.shape[1], device=carried.device)
+        self.carried[rows] = carried
+
+    def test_step(self, batch: Batch, carried: Tensor | None) -> tuple[dict[str, LossTerm], Tensor | None]:
+        """The loss terms of a held-out batch."""
+        return self.objective(self.model, batch, carried, seed=0)
+
+    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
+        """Notes the global gradient norm before clipping; DeepSpeed, which holds the gradients itself, knows its own."""
+        gradients = [p.grad for p in self.model.parameters() if p.grad is not None]
+        if gradients:
+            self.gradient_norm = torch.nn.utils.get_total_norm(gradients)
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        """The optimizer; its learning rate is set from the step, not by a scheduler."""
+        return build_optimizer(self.config.optimizer, self.model, self.family.no_decay)
+
+
+class ElmoPretraining(Pretraining):
+    """Pretrains ELMo (Peters et al. 2018)."""
+
+    kind = "elmo"
+
+
+class BertPretraining(Pretraining):
+    """Pretrains BERT (Devlin et al. 2018)."""
+
+    kind = "bert"

@@ -1,0 +1,78 @@
+"""Lightning strategies from our config: one device, DDP, or DeepSpeed ZeRO on CUDA/NCCL and on CPU/gloo."""
+
+import os
+from datetime import timedelta
+from typing import Any
+
+import torch
+from lightning.pytorch.accelerators import CPUAccelerator
+from lightning.pytorch.strategies import DDPStrategy, DeepSpeedStrategy, SingleDeviceStrategy, Strategy
+
+from pretrain.config.run import RunConfig
+
+TIMEOUT = timedelta(minutes=30)
+
+
+class ZeroStrategy(DeepSpeedStrategy):
+    """DeepSpeed on any device. Lightning refuses CPUs; DeepSpeed itself runs there, over gloo."""
+
+    def setup_environment(self) -> None:
+        """Gives CPU ranks the device index that DeepSpeed asks for, and skips Lightning's CUDA check."""
+        if isinstance(self.accelerator, CPUAccelerator):
+            assert self.parallel_devices is not None
+            self.parallel_devices = [torch.device("cpu", i) for i in range(len(self.parallel_devices))]
+            DDPStrategy.setup_environment(self)
+        else:
+            super().setup_environment()
+
+
+def build_strategy(config: RunConfig, ranks: int, device: torch.device) -> Strategy:
+    """The strategy of a run over `ranks` ranks in all."""
+    sharding = config.sharding
+    if sharding.zero_stage > 0:
+        prepare_deepspeed(device)
+        return ZeroStrategy(
+            config=deepspeed_config(config),
+            timeout=TIMEOUT,
+            process_group_backend="nccl" if device.type == "cuda" else "gloo",
+        )
+    if ranks > 1:
+        return DDPStrategy(
+            process_group_backend="nccl" if device.type == "cuda" else "gloo", timeout=TIMEOUT, broadcast_buffers=False
+        )
+    return SingleDeviceStrategy(device=device)
+
+
+def deepspeed_config(config: RunConfig) -> dict[str, Any]:
+    """What DeepSpeed is told; Lightning adds precision, accumulation and clipping.
+
+    Our optimizers are given as they are ("untested"). Buckets are far below DeepSpeed's default, which reserves
+    gigabytes that a BERT does not need.
+    """
+    sharding = config.sharding
+    return {
+        "train_micro_batch_size_per_gpu": config.batch.micro_size,
+        "zero_allow_untested_optimizer": True,
+        "zero_optimization": {
+            "stage": sharding.zero_stage,
+            "contiguous_gradients": True,
+            "overlap_comm": False,
+            "reduce_bucket_size": sharding.bucket_elements,
+            "allgather_bucket_size": sharding.bucket_elements,
+            "stage3_param_persistence_threshold": sharding.persistence_threshold,
+            "stage3_prefetch_bucket_size": sharding.bucket_elements,
+        },
+    }
+
+
+def prepare_deepspeed(device: torch.device) -> None:
+    """Makes DeepSpeed start without compiling anything.
+
+    On CPU it would compile a shared-memory all-reduce first, which needs a compiler and can hang for ever on a lock
+    that a killed build leaves behind. gloo does the same work.
+    """
+    os.environ.setdefault("DS_ACCELERATOR", device.type)
+    import deepspeed.comm.torch
+
+    if device.type == "cpu":
+        deepspeed.comm.torch.build_shm_op = lambda: None

@@ -1,0 +1,208 @@
+"""One rank of one start: everything a run needs, built and put together."""
+
+import logging
+import signal
+import warnings
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback, Trainer
+from lightning.pytorch.plugins.environments import TorchElasticEnvironment
+
+from pretrain.config.run import RunConfig
+from pretrain.data.loader import StepLoader
+from pretrain.data.store import Store
+from pretrain.data.stream import (
+    Corpus,
+    PreparedSource,
+    StreamPosition,
+    held_out_blocks,
+    held_out_examples,
+    held_out_sources,
+    training_sources,
+)
+from pretrain.errors import DataError
+from pretrain.models import get_family
+from pretrain.models.family import Tokenizer
+from pretrain.models.loss import Losses, measure_held_out
+from pretrain.runtime.distributed import World, gather_objects
+from pretrain.runtime.logging import ignore_known_warnings, quiet_libraries
+from pretrain.runtime.run_folder import RunFolder
+from pretrain.training import checkpoint
+from pretrain.training.callbacks import Measure, StepEnd, held_out_step, rank_lanes
+from pretrain.training.module import Pretraining
+from pretrain.training.strategy import build_strategy
+
+log = logging.getLogger(__name__)
+
+HELD_OUT_ROWS = 16
+"""Rows that an ordered family cuts a held-out block into; fixed, so that no number depends on the batch."""
+
+
+def stop_step(config: RunConfig, step: int, stop_after: int | None) -> int:
+    """The step at which a start that begins at `step` ends."""
+    total = config.schedule.total_steps
+    return total if stop_after is None else min(total, step + stop_after)
+
+
+def run_rank(config: RunConfig, store: Store, world: World, stop_after: int | None) -> None:
+    """Trains this rank's part from the newest checkpoint, or from the beginning, to the end or `stop_after` steps on."""
+    quiet_libraries()
+    folder = RunFolder(config.folder)
+    newest = checkpoint.find_newest(folder.checkpoints)
+    state = checkpoint.read_state(newest) if newest else None
+    step = state.step if state else 0
+    stop = stop_step(config, step, stop_after)
+    manifest = store.read_manifest()
+    if manifest is None:
+        raise DataError(f"{store.url}: not prepared")
+    tokenizer = load_tokenizer(config, store)
+    module = build_module(config, tokenizer, fresh=newest is None)
+    module.step = step
+    if state is None:
+        positions: StreamPosition = [(0, 0)] * config.data.lanes
+    else:
+        positions = state.positions
+    if world.rank == 0:
+        folder.begin(config, step, world.size, store.url)
+        if newest:
+            log.info("resuming %s at step %d of %d", folder.path, step, config.schedule.total_steps)
+    torch.use_deterministic_algorithms(config.deterministic)
+    callbacks: list[Callback] = [
+        Restore(newest, config),
+        StepEnd(
+            config,
+            folder,
+            positions=positions,
+            best=state.best if state else None,
+            stop=stop,
+            measure=held_out_measure(config, tokenizer, held_out_sources(store, manifest)),
+        ),
+    ]
+    weights = [source.weight for source in config.data.sources]
+    loader = build_loader(config, tokenizer, training_sources(store, manifest, weights), positions, world)
+    trainer = build_trainer(config, world, callbacks, steps=stop - step)
+    with warnings.catch_warnings():
+        ignore_known_warnings()
+        trainer.fit(module, train_dataloaders=loader)
+
+
+def load_tokenizer(config: RunConfig, store: Store) -> Tokenizer:
+    """The tokenizer of a prepared corpus."""
+    tokenizer = get_family(config.model.kind).load_tokenizer(store.fetch_folder("tokenizer"))
+    if tokenizer is None:
+        raise DataError(f"{store.url}/tokenizer: no vocabulary")
+    return tokenizer
+
+
+def build_module(config: RunConfig, tokenizer: Tokenizer, *, fresh: bool) -> Pretraining:
+    """The module; a fresh run starts from `model.initialize_from` where it is given."""
+    module = Pretraining(config, tokenizer)
+    start = config.model.initialize_from
+    if fresh and start is not None:
+        new = module.family.initialize(module.model, start)
+        log.info("initialised from %s%s", start, f"; new: {', '.join(new)}" if new else "")
+    return module
+
+
+def build_loader(
+    config: RunConfig, tokenizer: Tokenizer, sources: list[PreparedSource], positions: StreamPosition, world: World
+) -> StepLoader:
+    """This rank's micro-batches from `positions` on."""
+    maker = get_family(config.model.kind).build_examples(config.model, tokenizer, config.rows_per_lane)
+    return StepLoader(
+        Corpus(sources, maker, config.seed, config.data.lanes),
+        rank_lanes(config, world.rank, world.size),
+        config.rows_per_lane,
+        config.batch.micro_size,
+        maker.collate,
+        positions=positions,
+        workers=config.data.workers,
+    )
+
+
+def held_out_measure(config: RunConfig, tokenizer: Tokenizer, sources: list[PreparedSource]) -> Measure | None:
+    """A function that measures the held-out loss; None where nothing is held out."""
+    blocks = held_out_blocks(sources, config.evaluation.blocks)
+    if not blocks:
+        return None
+    batches_of = held_out_batches(config, tokenizer, sources)
+
+    def measure(trainer: Trainer, module: Pretraining) -> Losses:
+        model: Any = trainer.strategy.model
+        model.eval()
+        module.eval()
+        rank, ranks = trainer.global_rank, trainer.world_size
+        step = held_out_step(trainer, module)
+        losses = measure_held_out(step, blocks, batches_of, rank=rank, ranks=ranks, device=module.device)
+        model.train()
+        module.train()
+        return losses
+
+    return measure
+
+
+def held_out_batches(config: RunConfig, tokenizer: Tokenizer, sources: list[PreparedSource]) -> Any:
+    """A function from a held-out block to its batches: windows of all its rows, or micro-batches of its examples."""
+    family = get_family(config.model.kind)
+    rows = HELD_OUT_ROWS if family.ordered else 1
+    maker = family.build_examples(config.model, tokenizer, rows)
+    size = rows if family.ordered else 4 * config.batch.micro_size
+
+    def batches_of(place: tuple[int, int]) -> list[Any]:
+        examples = held_out_examples(sources, place, maker)
+        cuts = range(0, len(examples), size)
+        return [maker.collate(examples.take(start, min(start + size, len(examples)))) for start in cuts]
+
+    return batches_of
+
+
+class Restore(Callback):
+    """Puts a checkpoint in place once the strategy holds the model, and takes over two of Lightning's habits."""
+
+    def __init__(self, path: Path | None, config: RunConfig) -> None:
+        self._path = path
+        self._config = config
+
+    def on_train_start(self, trainer: Trainer, module: Pretraining) -> None:  # type: ignore[override]
+        """Before the first step."""
+        # Lightning broadcasts after every micro-batch whether a SIGTERM came, and its handler deadlocks where only
+        # one rank got it. A SIGTERM ends a rank, the launcher ends the others, and the last checkpoint counts.
+        trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor = lambda: None  # type: ignore[method-assign]
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        if self._path is not None:
+            stage = self._config.sharding.zero_stage
+            checkpoint.restore(
+                self._path, module.model, trainer.optimizers[0], self._config.optimizer, zero_stage=stage
+            )
+            carried = checkpoint.read_carried(self._path, trainer.global_rank, trainer.world_size)
+            module.carried = None if carried is None else carried.to(module.device)
+        gather_objects(None)
+
+
+def build_trainer(config: RunConfig, world: World, callbacks: list[Callback], steps: int) -> Trainer:
+    """Lightning's trainer with everything of its own that we replace switched off."""
+    cuda = torch.cuda.is_available()
+    device = torch.device("cuda", world.local_rank) if cuda else torch.device("cpu")
+    clip = config.optimizer.clip_norm
+    return Trainer(
+        accelerator="cuda" if cuda else "cpu",
+        devices=world.local_size,
+        num_nodes=world.size // world.local_size,
+        strategy=build_strategy(config, world.size, device),
+        plugins=[TorchElasticEnvironment()] if world.size > 1 or config.sharding.zero_stage > 0 else [],
+        precision=config.precision,
+        max_steps=steps,
+        max_epochs=-1,
+        accumulate_grad_batches=config.accumulation(world.size),
+        gradient_clip_val=clip or None,
+        callbacks=callbacks,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        use_distributed_sampler=False,
+        default_root_dir=config.folder,
+        num_sanity_val_steps=0,
+    )
