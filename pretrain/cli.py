@@ -61,13 +61,12 @@ def prepare(config: str, overrides: tuple[str, ...]) -> None:
 def train(config: str, overrides: tuple[str, ...], stop_after: int | None) -> None:
     """Pretrain CONFIG, or resume it where its run folder holds a checkpoint."""
     from pretrain.config.load import load_config
+    from pretrain.runtime.distributed import world
     from pretrain.train import train
 
-    run = load_config(config, overrides)
-    folder = train(run, stop_after)
-    from pretrain.runtime.distributed import world
-
-    if world() is None or world().rank == 0:  # type: ignore[union-attr]
+    launched = world() is not None
+    folder = train(load_config(config, overrides), stop_after)
+    if not launched:
         click.echo(f"run folder: {folder}")
 
 

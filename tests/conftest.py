@@ -1,16 +1,18 @@
-"""What every test shares: an offline environment, and real corpora and fixtures where they are present."""
+"""What every test shares: an offline environment, a small corpus, and real corpora and fixtures where they are present."""
 
 import os
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["WANDB_MODE"] = "offline"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
-SHARED = Path(os.environ.get("PRETRAIN_SHARED_DATA", Path(__file__).parents[2] / "shared" / "data"))
+REPOSITORY = Path(__file__).parents[1]
+SHARED = Path(os.environ.get("PRETRAIN_SHARED_DATA", REPOSITORY.parent / "shared" / "data"))
 
 
 @pytest.fixture
@@ -24,3 +26,29 @@ def shared_data() -> Callable[[str], Path]:
         return path
 
     return find
+
+
+def write_corpus(path: Path, documents: int, seed: int = 7) -> Path:
+    """Documents of made-up words, separated by blank lines; the next word depends on the last, so models can learn."""
+    rng = np.random.default_rng(seed)
+    letters = list("abcdefghijklmnopqrstuvwxyz")
+    words = ["".join(rng.choice(letters, rng.integers(2, 9))) for _ in range(200)]
+    texts = []
+    for _ in range(documents):
+        sentences = []
+        for _ in range(int(rng.integers(4, 16))):
+            word = int(rng.zipf(1.5)) % len(words)
+            chosen = []
+            for _ in range(int(rng.integers(3, 18))):
+                chosen.append(words[word])
+                word = (word * 3 + int(rng.integers(0, 4))) % len(words)
+            sentences.append(" ".join(chosen).capitalize() + ".")
+        texts.append(" ".join(sentences))
+    path.write_text("\n\n".join(texts) + "\n", encoding="utf-8")
+    return path
+
+
+@pytest.fixture(scope="session")
+def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A text file of 300 short documents."""
+    return write_corpus(tmp_path_factory.mktemp("corpus") / "corpus.txt", 300)

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,9 +17,10 @@ Batch = Mapping[str, Tensor]
 """A micro-batch: integer tensors by name."""
 
 
-@dataclass(frozen=True)
-class LayerVectors:
+class LayerVectors(NamedTuple):
     """What an encoder returns. `layers[0]` is the token layer; each is float [batch, token, width].
+
+    A tuple, since ZeRO 3 looks for a module's tensors only inside tuples, lists and dictionaries.
 
     `mask` is bool [batch, token], true where there is a token (special tokens included).
     """
@@ -89,7 +90,7 @@ class ModelFolder:
     """A model folder, read."""
 
     model: nn.Module
-    """The pretraining model; `model.encoder` gives vectors."""
+    """The pretraining model. `model.encoder` gives vectors; it has `max_positions` where it bounds a text's pieces."""
     tokenizer: Tokenizer | None
     config: Any
     """The family's model config."""
@@ -124,7 +125,7 @@ class Family:
     """Reads a published model folder; raises ExportError naming what is missing or ambiguous."""
     write: Callable[[Path, ModelFolder], None]
     """Writes one, in the format that the field reads."""
-    initialize: Callable[[nn.Module, Path], list[str]]
-    """Copies a model folder's weights into a model; returns the names of the parameters that it did not hold."""
+    initialize: Callable[..., list[str]]
+    """(model, folder, the model's tokenizer) -> names of the parameters that keep their fresh values."""
     export_format: str
     """The name of the published format, as `pretrain export --to` spells it."""

@@ -225,6 +225,8 @@ def collect(
     model: nn.Module, optimizer: Any, config: OptimizerConfig, *, zero_stage: int, rank: int, ranks: int
 ) -> dict[str, Tensor]:
     """This rank's part of all weights and optimizer states, float32 on CPU; all ranks call it together."""
+    if zero_stage in (1, 2):
+        _link_states(optimizer)
     kept: dict[str, Tensor] = {}
     for i, (name, parameter) in enumerate(model.named_parameters()):
         for key, tensor in _whole(parameter, optimizer, STATES[config.kind], zero_stage):
@@ -274,7 +276,13 @@ def _make_zero_states(zero: Any, config: OptimizerConfig, zero_stage: int, step:
     for flat in flat_parameters:
         zero.optimizer.state[flat] = empty_states(config, flat, step)
     if zero_stage < 3:
-        zero._lazy_init_hp_params_optimizer_state()
+        _link_states(zero)
+
+
+def _link_states(zero: Any) -> None:
+    """ZeRO 1 and 2 find a parameter's states by links made after the *first group's* first step: make them for all."""
+    zero._hp_optimizer_states_linked = False
+    zero._lazy_init_hp_params_optimizer_state()
 
 
 def _set_flat(parameter: nn.Parameter, values: dict[str, Tensor]) -> None:

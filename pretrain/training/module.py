@@ -60,7 +60,7 @@ class Pretraining(LightningModule):
         torch.manual_seed(seed_of(seed, "dropout", self.step, batch.index, rank))
         size = self.config.batch.micro_size
         rows = slice(batch.index * size, (batch.index + 1) * size)
-        carried = None if self.carried is None else self.carried[rows]
+        carried = None if self.carried is None else self.carried[rows].clone()  # backward still needs it
         terms, carried = self.objective(self.model, batch.tensors, carried, seed=seed_of(seed, "objective", self.step))
         if carried is not None:
             self._carry(rows, carried)

@@ -1,5 +1,6 @@
 """Lightning strategies from our config: one device, DDP, or DeepSpeed ZeRO on CUDA/NCCL and on CPU/gloo."""
 
+import importlib
 import os
 from datetime import timedelta
 from typing import Any
@@ -38,7 +39,7 @@ def build_strategy(config: RunConfig, ranks: int, device: torch.device) -> Strat
         )
     if ranks > 1:
         return DDPStrategy(
-            process_group_backend="nccl" if device.type == "cuda" else "gloo", timeout=TIMEOUT, broadcast_buffers=False
+            process_group_backend="nccl" if device.type == "cuda" else "gloo", timeout=TIMEOUT
         )
     return SingleDeviceStrategy(device=device)
 
@@ -72,7 +73,6 @@ def prepare_deepspeed(device: torch.device) -> None:
     that a killed build leaves behind. gloo does the same work.
     """
     os.environ.setdefault("DS_ACCELERATOR", device.type)
-    import deepspeed.comm.torch
-
+    backend: Any = importlib.import_module("deepspeed.comm.torch")  # as an attribute, that name is torch itself
     if device.type == "cpu":
-        deepspeed.comm.torch.build_shm_op = lambda: None
+        backend.build_shm_op = lambda: None

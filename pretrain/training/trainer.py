@@ -101,7 +101,7 @@ def build_module(config: RunConfig, tokenizer: Tokenizer, *, fresh: bool) -> Pre
     module = Pretraining(config, tokenizer)
     start = config.model.initialize_from
     if fresh and start is not None:
-        new = module.family.initialize(module.model, start)
+        new = module.family.initialize(module.model, start, tokenizer)
         log.info("initialised from %s%s", start, f"; new: {', '.join(new)}" if new else "")
     return module
 

@@ -158,13 +158,16 @@ def read(folder: Path) -> ModelFolder:
     return ModelFolder(model.eval(), tokenizer, config)
 
 
-def initialize(model: nn.Module, folder: Path) -> list[str]:
+def initialize(model: nn.Module, folder: Path, tokenizer: WordPieceTokenizer | None = None) -> list[str]:
     """Copies the weights of `folder` into `model`; returns the names of the heads' parameters that it did not hold.
 
-    Raises ExportError where the folder's encoder is not the model's: another shape, or settings that give the same
-    weights another meaning.
+    Raises ExportError where the folder's encoder is not the model's: another shape, or settings or a vocabulary that
+    give the same weights another meaning.
     """
     assert isinstance(model, BertModel)
+    theirs = load_tokenizer(folder)
+    if tokenizer is not None and theirs is not None and theirs.vocabulary != tokenizer.vocabulary:
+        raise ExportError(f"{folder}: its vocabulary is not the one this run's corpus was prepared with")
     config, _ = _read_config(folder / "config.json")
     for key in ("num_layers", "num_heads", "activation", "layer_norm_epsilon"):
         theirs, ours = getattr(config, key), getattr(model.config, key)

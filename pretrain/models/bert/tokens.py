@@ -36,7 +36,7 @@ class WordPieceTokenizer:
         pieces.no_padding()
         pieces.encode_special_tokens = True
         self._pieces = pieces
-        vocabulary = pieces.get_vocab()
+        self.vocabulary = vocabulary = pieces.get_vocab()
         self.vocabulary_size: int = max(vocabulary.values()) + 1
         self.padding_id, self.unknown_id, self.cls_id, self.sep_id, self.mask_id = (vocabulary[t] for t in SPECIAL)
         self._characters_of = np.zeros(self.vocabulary_size, dtype=np.int64)

@@ -1,0 +1,1 @@
+"""Vectors out of model folders; neither Lightning nor DeepSpeed."""

@@ -1,0 +1,59 @@
+"""Sharding changes nothing: any ZeRO stage, any accumulation, any number of ranks equals one process."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from pretrain.config.run import RunConfig
+from pretrain.data.prepare import ensure_prepared
+from pretrain.models import get_family
+from tests.runs import final_weights, metrics, run_on_ranks, tiny_config
+
+OPTIMIZERS = {
+    "adamw": ["optimizer={kind: adamw, peak_learning_rate: 1e-3, clip_norm: 0.5}"],
+    "adagrad": ["optimizer={kind: adagrad, peak_learning_rate: 0.05, clip_norm: 0.5}"],
+}
+
+
+def plain(family: str, corpus: Path, root: Path, optimizer: str, name: str, *more: str) -> RunConfig:
+    """A run without dropout, so that every split computes the same thing."""
+    return tiny_config(family, corpus, root, "model.dropout=0", *OPTIMIZERS[optimizer], f"name={name}", *more)
+
+
+def same_run(ours: RunConfig, reference: RunConfig) -> None:
+    """Equal digests at every step, equal losses and final weights to rounding."""
+    a, b = metrics(ours), metrics(reference)
+    assert [line["data_digest"] for line in a] == [line["data_digest"] for line in b]
+    assert len({line["data_digest"] for line in a}) == len(a) == 20
+    for key in (key for key in b[0] if key.endswith("loss")):
+        torch.testing.assert_close([x[key] for x in a], [x[key] for x in b], rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(
+        [x["gradient_norm"] for x in a], [x["gradient_norm"] for x in b], rtol=1e-4, atol=1e-6
+    )
+    weights, expected = final_weights(ours), final_weights(reference)
+    assert weights.keys() == expected.keys()
+    for name in weights:
+        torch.testing.assert_close(weights[name], expected[name], rtol=1e-5, atol=2e-6, msg=lambda m, n=name: f"{n}: {m}")
+
+
+@pytest.mark.parametrize("family", ["elmo", "bert"])
+def test_every_stage_equals_one_process(family: str, corpus: Path, tmp_path: Path) -> None:
+    references, sharded = {}, []
+    for optimizer in OPTIMIZERS:
+        one = ["sharding.ranks=1", "sharding.zero_stage=0", "batch.micro_size=32"]
+        references[optimizer] = plain(family, corpus, tmp_path, optimizer, f"{optimizer}-one", *one)
+        for stage in (1, 2, 3):
+            for micro_size in (16, 4):  # accumulation 1 and 4
+                name = f"{optimizer}-zero{stage}-micro{micro_size}"
+                split = ["sharding.ranks=2", f"sharding.zero_stage={stage}", f"batch.micro_size={micro_size}"]
+                sharded.append((optimizer, plain(family, corpus, tmp_path, optimizer, name, *split)))
+    ensure_prepared(next(iter(references.values())), get_family(family))
+    run_on_ranks([(config, None) for config in references.values()], 1, tmp_path)
+    run_on_ranks([(config, None) for _, config in sharded], 2, tmp_path)
+    for optimizer, config in sharded:
+        same_run(config, references[optimizer])
+    losses = [line["loss"] for line in metrics(references["adamw"])]
+    assert losses[-1] < losses[0] - 0.1, "the runs learn, so the comparison says something"
+    norms = [line["gradient_norm"] for line in metrics(references["adagrad"])]
+    assert max(norms) > 0.5, "clipping is at work"

@@ -1,0 +1,113 @@
+"""Stopping and starting again changes nothing: bitwise on the same ranks, to rounding on others."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from pretrain.config.run import RunConfig
+from pretrain.data.prepare import ensure_prepared
+from pretrain.models import get_family
+from tests.runs import (
+    REPOSITORY,
+    clean_environment,
+    final_weights,
+    metrics,
+    run_on_ranks,
+    tiny_config,
+    tiny_overrides,
+)
+
+
+def digests(config: RunConfig) -> list[str]:
+    return [line["data_digest"] for line in metrics(config)]
+
+
+@pytest.mark.parametrize("family", ["elmo", "bert"])
+def test_a_resumed_run_is_bitwise_the_same(family: str, corpus: Path, tmp_path: Path) -> None:
+    """With dropout, ZeRO 2 and 3, on two ranks."""
+    starts = []
+    pairs = []
+    for stage in (2, 3):
+        whole, halves = (
+            tiny_config(family, corpus, tmp_path, f"name={name}-{stage}", f"sharding.zero_stage={stage}")
+            for name in ("whole", "halves")
+        )
+        assert whole.model.dropout > 0
+        starts += [(whole, None), (halves, 10), (halves, None)]
+        pairs.append((whole, halves))
+    ensure_prepared(pairs[0][0], get_family(family))
+    run_on_ranks(starts, 2, tmp_path)
+    for whole, halves in pairs:
+        assert len(digests(whole)) == 20
+        assert digests(halves) == digests(whole)
+        assert [x["loss"] for x in metrics(halves)] == [x["loss"] for x in metrics(whole)]
+        weights, expected = final_weights(halves), final_weights(whole)
+        assert all(torch.equal(weights[name], expected[name]) for name in expected)
+
+
+@pytest.mark.parametrize("family", ["elmo", "bert"])
+def test_a_run_goes_on_with_other_ranks_stages_and_workers(family: str, corpus: Path, tmp_path: Path) -> None:
+    """10 steps on two ranks, then 10 on one, and the other way round; equal to rounding without dropout."""
+    same = ["model.dropout=0", "optimizer={kind: adagrad, peak_learning_rate: 0.05, clip_norm: 0.5}"]
+    two = ["sharding.ranks=2", "sharding.zero_stage=2", "batch.micro_size=8"]
+    one = ["sharding.ranks=1", "sharding.zero_stage=0", "batch.micro_size=16", "data.workers=2"]
+    three = ["sharding.ranks=2", "sharding.zero_stage=3", "batch.micro_size=16", "data.workers=1"]
+
+    def config(name: str, how: list[str]) -> RunConfig:
+        return tiny_config(family, corpus, tmp_path, *same, *how, f"name={name}")
+
+    whole = config("whole", two)
+    ensure_prepared(whole, get_family(family))
+    run_on_ranks([(whole, None), (config("down", two), 10), (config("stages", two), 10)], 2, tmp_path)
+    run_on_ranks([(config("down", one), None), (config("up", one), 10)], 1, tmp_path)
+    run_on_ranks([(config("up", three), None), (config("stages", three), None)], 2, tmp_path)
+    for name in ("down", "up", "stages"):
+        resumed = config(name, two)
+        assert digests(resumed) == digests(whole)
+        weights, expected = final_weights(resumed), final_weights(whole)
+        for key in expected:
+            torch.testing.assert_close(weights[key], expected[key], rtol=1e-5, atol=2e-6)
+
+
+def alive(pids: list[int]) -> list[int]:
+    return [pid for pid in pids if Path(f"/proc/{pid}").exists() and "Z" not in Path(f"/proc/{pid}/stat").read_text()]
+
+
+def children(pid: int) -> list[int]:
+    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
+@pytest.mark.parametrize("killed", ["launcher", "rank"])
+def test_a_kill_leaves_nothing_behind_and_loses_nothing(killed: str, corpus: Path, tmp_path: Path) -> None:
+    """kill -9 of the launcher ends the ranks within 5 s; of a rank, the whole run; both resume to the same weights."""
+    overrides = ["checkpoint.every_steps=4", "name=killed", "data.workers=1"]
+    config = tiny_config("bert", corpus, tmp_path, *overrides)
+    ensure_prepared(config, get_family("bert"))
+    command = [sys.executable, "-m", "pretrain", "train", "configs/bert/demo.yaml"]
+    command += tiny_overrides("bert", corpus, tmp_path, *overrides)
+    launcher = subprocess.Popen(
+        command, cwd=REPOSITORY, env=clean_environment() | {"OMP_NUM_THREADS": "1"}, stderr=subprocess.PIPE
+    )
+    deadline = time.monotonic() + 120
+    while len(metrics(config)) < 6:
+        assert time.monotonic() < deadline and launcher.poll() is None
+        time.sleep(0.05)
+    ranks = children(launcher.pid)
+    assert len(ranks) == 2
+    os.kill(launcher.pid if killed == "launcher" else ranks[1], signal.SIGKILL)
+    deadline = time.monotonic() + 10
+    launcher.wait(10)
+    while alive(ranks) and time.monotonic() < deadline - 5 + (5 if killed == "rank" else 0):
+        time.sleep(0.1)
+    assert not alive(ranks)
+    assert launcher.returncode not in (0, 2)
+    whole = tiny_config("bert", corpus, tmp_path, "name=whole", "checkpoint.every_steps=4")
+    run_on_ranks([(config, None), (whole, None)], 2, tmp_path)
+    assert digests(config) == digests(whole)
+    assert all(torch.equal(a, b) for a, b in zip(final_weights(config).values(), final_weights(whole).values(), strict=True))

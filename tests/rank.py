@@ -1,0 +1,24 @@
+"""One rank of several starts, one after another (see `tests.runs.run_on_ranks`)."""
+
+import json
+import sys
+
+from pretrain.config.load import load_config
+from pretrain.data.prepare import prepared_store
+from pretrain.runtime.distributed import end_with_launcher, world
+from pretrain.runtime.logging import set_up_logging
+from pretrain.training.trainer import run_rank
+
+
+def main() -> None:
+    """Carries out the starts named in the first argument: [config file, stop_after] each."""
+    end_with_launcher()
+    set_up_logging()
+    this = world()
+    assert this is not None
+    for path, stop_after in json.loads(sys.argv[1]):
+        config = load_config(path)
+        run_rank(config, prepared_store(config), this, stop_after)
+
+
+main()
