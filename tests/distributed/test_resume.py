@@ -91,9 +91,8 @@ def test_a_kill_leaves_nothing_behind_and_loses_nothing(killed: str, corpus: Pat
     ensure_prepared(config, get_family("bert"))
     command = [sys.executable, "-m", "pretrain", "train", "configs/bert/demo.yaml"]
     command += tiny_overrides("bert", corpus, tmp_path, *overrides)
-    launcher = subprocess.Popen(
-        command, cwd=REPOSITORY, env=clean_environment() | {"OMP_NUM_THREADS": "1"}, stderr=subprocess.PIPE
-    )
+    environment = clean_environment() | {"OMP_NUM_THREADS": "1"}
+    launcher = subprocess.Popen(command, cwd=REPOSITORY, env=environment, stderr=subprocess.DEVNULL)
     deadline = time.monotonic() + 120
     while len(metrics(config)) < 6:
         assert time.monotonic() < deadline and launcher.poll() is None
