@@ -1,5 +1,6 @@
 """The command line: thin commands over the verbs. Nothing heavy is imported before a command runs."""
 
+import json
 import sys
 from pathlib import Path
 from typing import Any
@@ -68,6 +69,33 @@ def train(config: str, overrides: tuple[str, ...], stop_after: int | None) -> No
     folder = train(load_config(config, overrides), stop_after)
     if not launched:
         click.echo(f"run folder: {folder}")
+
+
+@main.command()
+@click.argument("target", metavar="RUN|MODEL", type=click.Path(path_type=Path))
+@click.option("--data", multiple=True, metavar="FILE", help="Text to evaluate on, instead of the run's held-out text.")
+@click.option("--checkpoint", default="best", show_default=True, help="Of a run: best, newest, or a step.")
+@click.option("--lines", type=click.Choice(["paragraph", "sentence", "wrapped"]), default="paragraph", show_default=True)
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+def evaluate(target: Path, data: tuple[str, ...], checkpoint: str, lines: str, as_json: bool) -> None:
+    """Held-out loss and perplexity of a run, or of a model folder on the text of --data."""
+    from pretrain.evaluate import evaluate
+
+    result = evaluate(target, data, checkpoint, lines)
+    click.echo(json.dumps(result.values()) if as_json else "\n".join(result.lines()))
+
+
+@main.command()
+@click.argument("run", type=click.Path(path_type=Path))
+@click.option("--out", type=click.Path(path_type=Path), help="Folder to write; by default RUN/export.")
+@click.option("--to", type=click.Choice(["transformers", "bilm"]), help="Format; by default the family's own.")
+@click.option("--checkpoint", default="best", show_default=True, help="best, newest, or a step.")
+@click.option("--license", default="unknown", show_default=True, help="For the model card.")
+def export(run: Path, out: Path | None, to: str | None, checkpoint: str, license: str) -> None:
+    """Write a checkpoint of RUN as a model folder that the field reads."""
+    from pretrain.export import export
+
+    click.echo(f"model folder: {export(run, out, to, checkpoint, license)}")
 
 
 @main.command("config")

@@ -2,11 +2,16 @@
 
 from typing import Annotated, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Discriminator, Field, Tag, model_validator
 
 from pretrain.config.base import Section
 
 Share = Annotated[float, Field(ge=0, lt=1)]
+
+Files = Annotated[
+    Annotated[str, Tag("one")] | Annotated[tuple[str, ...], Field(min_length=1), Tag("several")],
+    Discriminator(lambda value: "several" if isinstance(value, list | tuple) else "one"),
+]
 
 
 class AnySource(Section):
@@ -27,7 +32,7 @@ class TextSource(AnySource):
     """Plain text in UTF-8, documents separated by blank lines; `.gz` and other compressions too."""
 
     kind: Literal["text"]
-    files: str | tuple[str, ...]
+    files: Files
     """Paths, globs or URLs (`hf://`, `s3://`, `https://`)."""
     lines: Literal["paragraph", "sentence", "wrapped"] = "paragraph"
     """What a line is: a paragraph to be cut into sentences, one sentence, or a piece of hard-wrapped text."""
@@ -37,7 +42,7 @@ class RecordSource(AnySource):
     """JSON lines, Parquet or Arrow, one document per record; compressed too."""
 
     kind: Literal["json", "parquet", "arrow"]
-    files: str | tuple[str, ...]
+    files: Files
     """Paths, globs or URLs (`hf://`, `s3://`, `https://`)."""
     field: str = "text"
     """The record's field that holds the document."""
@@ -72,19 +77,25 @@ class PythonDocsSource(AnySource):
         return "paragraph"
 
 
-Source = Annotated[TextSource | RecordSource | HubSource | PythonDocsSource, Field(discriminator="kind")]
+AnyKind = Annotated[TextSource | RecordSource | HubSource | PythonDocsSource, Field(discriminator="kind")]
+Source = TextSource | RecordSource | HubSource | PythonDocsSource
+
+HeldOut = Annotated[
+    Annotated[Share, Tag("share")] | Annotated[tuple[AnyKind, ...], Tag("sources")],
+    Discriminator(lambda value: "sources" if isinstance(value, list | tuple) else "share"),
+]
 
 
 class DataConfig(Section):
     """The corpus and how it is read."""
 
-    sources: Annotated[tuple[Source, ...], Field(min_length=1)]
+    sources: Annotated[tuple[AnyKind, ...], Field(min_length=1)]
     """Where text comes from."""
     folder: str | None = None
     """Where prepared shards are kept: a path or URL; by default a folder under `run_root`, named by its content."""
-    language: str = "en"
-    """The language whose rules cut paragraphs into sentences (ISO 639-1)."""
-    held_out: Share | tuple[Source, ...] = 0.02
+    language: Annotated[str, Field(pattern=r"^[a-z]{2,3}$")] = "en"
+    """The language whose rules cut paragraphs into sentences (ISO 639); one without rules of its own is cut as English is."""
+    held_out: HeldOut = 0.02
     """Text that is never trained on: a share of the documents (0: none), or sources of its own."""
     block_tokens: Annotated[int, Field(ge=64)] = 65_536
     """Tokens of a block, the unit of shuffling and resuming."""
@@ -98,15 +109,17 @@ class DataConfig(Section):
         names = [*self.source_names(), *self.held_out_names()]
         repeated = sorted({name for name in names if names.count(name) > 1})
         if repeated:
-            raise ValueError(f"two sources are named {repeated[0]}; names must differ")
+            raise ValueError(f"two sources are named {repeated[0]}: give them names that differ")
         return self
 
     def source_names(self) -> list[str]:
         """The name of each source."""
         return [source.name or f"{source.kind}-{i}" for i, source in enumerate(self.sources)]
 
+    def held_out_sources(self) -> tuple[Source, ...]:
+        """The sources that are held out whole; empty where a share of the documents is."""
+        return self.held_out if isinstance(self.held_out, tuple) else ()
+
     def held_out_names(self) -> list[str]:
-        """The name of each held-out source; empty where a share is held out."""
-        if isinstance(self.held_out, float):
-            return []
-        return [source.name or f"held-out-{source.kind}-{i}" for i, source in enumerate(self.held_out)]
+        """The name of each held-out source."""
+        return [source.name or f"held-out-{source.kind}-{i}" for i, source in enumerate(self.held_out_sources())]

@@ -53,7 +53,7 @@ class ElmoConfig(Section):
     """Every dropout of the model: each LSTM layer's input, and the top output."""
     character_embedding_size: PositiveInt = 16
     """Width of a character's embedding."""
-    filters: tuple[tuple[PositiveInt, PositiveInt], ...] = (
+    filters: Annotated[tuple[tuple[PositiveInt, PositiveInt], ...], Field(min_length=1)] = (
         (1, 32), (2, 32), (3, 64), (4, 128), (5, 256), (6, 512), (7, 1024),
     )  # fmt: skip
     """Convolutions over characters: (width in characters, number of filters) each."""
@@ -84,9 +84,7 @@ class ElmoConfig(Section):
 
     @model_validator(mode="after")
     def _check(self) -> Self:
-        widest = max((width for width, _ in self.filters), default=0)
-        if not self.filters:
-            raise ValueError("filters is empty: give at least one (width, number) pair")
+        widest = max(width for width, _ in self.filters)
         if widest > self.max_characters:
             raise ValueError(f"filters has a width of {widest}, more than max_characters ({self.max_characters})")
         return self
@@ -162,12 +160,14 @@ class BertConfig(Section):
 
     @model_validator(mode="after")
     def _check(self) -> Self:
+        problems = []
         if self.hidden_size % self.num_heads:
-            raise ValueError(f"hidden_size ({self.hidden_size}) is not a multiple of num_heads ({self.num_heads})")
-        if self.max_sequence_length > self.max_positions:
-            raise ValueError(
-                f"max_sequence_length ({self.max_sequence_length}) is more than max_positions ({self.max_positions})"
-            )
+            problems.append(f"hidden_size ({self.hidden_size}) is not a multiple of num_heads ({self.num_heads})")
+        length, most = self.max_sequence_length, self.max_positions
+        if length > most:
+            problems.append(f"max_sequence_length ({length}) is more than max_positions ({most})")
+        if problems:
+            raise ValueError("\n".join(problems))
         return self
 
     @property

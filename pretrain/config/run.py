@@ -56,29 +56,20 @@ class RunConfig(Section):
     @model_validator(mode="before")
     @classmethod
     def _default_tokenizer(cls, values: Any) -> Any:
-        if isinstance(values, dict) and isinstance(values.get("model"), dict):
-            expected = TOKENIZER_OF.get(values["model"].get("kind", ""))
-            tokenizer = values.get("tokenizer", {})
-            if expected is not None and isinstance(tokenizer, dict) and "kind" not in tokenizer:
-                kind = expected.model_fields["kind"].default
-                return values | {"tokenizer": {"kind": kind} | tokenizer}
-        return values
+        return with_tokenizer_kind(values)
 
     @model_validator(mode="after")
     def _agree(self) -> Self:
         problems = []
         if not isinstance(self.tokenizer, TOKENIZER_OF[self.model.kind]):
             problems.append(f"tokenizer.kind is {self.tokenizer.kind}, which model.kind {self.model.kind} cannot read")
-        if self.batch.global_size % self.data.lanes:
-            problems.append(
-                f"batch.global_size ({self.batch.global_size}) is not a multiple of data.lanes ({self.data.lanes})"
-            )
-        if self.batch.global_size % self.batch.micro_size:
-            problems.append(
-                f"batch.global_size ({self.batch.global_size}) is not a multiple of batch.micro_size ({self.batch.micro_size})"
-            )
+        size, lanes, micro_size = self.batch.global_size, self.data.lanes, self.batch.micro_size
+        if size % lanes:
+            problems.append(f"batch.global_size ({size}) is not a multiple of data.lanes ({lanes})")
+        if size % micro_size:
+            problems.append(f"batch.global_size ({size}) is not a multiple of batch.micro_size ({micro_size})")
         if problems:
-            raise ValueError("; ".join(problems))
+            raise ValueError("\n".join(problems))
         return self
 
     @property
@@ -117,6 +108,16 @@ class RunConfig(Section):
             kept["data"].pop(how)
         kept["batch"] = {"global_size": self.batch.global_size}
         return flatten(kept)
+
+
+def with_tokenizer_kind(values: Any) -> Any:
+    """`values` of a run with `tokenizer.kind` filled in, where it is left out, with the one that the model reads."""
+    if not isinstance(values, dict) or not isinstance(values.get("model"), dict):
+        return values
+    kind, tokenizer = values["model"].get("kind"), values.get("tokenizer", {})
+    if not isinstance(kind, str) or kind not in TOKENIZER_OF or not isinstance(tokenizer, dict) or "kind" in tokenizer:
+        return values
+    return values | {"tokenizer": {"kind": TOKENIZER_OF[kind].model_fields["kind"].default} | tokenizer}
 
 
 def flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:

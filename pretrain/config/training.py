@@ -2,7 +2,7 @@
 
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Discriminator, Field, Tag
 
 from pretrain.config.base import Section
 
@@ -67,7 +67,9 @@ class ScheduleConfig(Section):
             return (step + 1) / self.warmup_steps
         if self.decay == "constant":
             return 1.0
-        return max(0.0, (self.total_steps - step) / (self.total_steps - self.warmup_steps))
+        if step >= self.total_steps:
+            return 0.0
+        return (self.total_steps - step) / (self.total_steps - self.warmup_steps)
 
 
 class CheckpointConfig(Section):
@@ -104,11 +106,14 @@ class LoggingConfig(Section):
 class ShardingConfig(Section):
     """How the run is spread over ranks."""
 
-    ranks: Annotated[int, Field(gt=0)] | Literal["auto"] = "auto"
+    ranks: Annotated[
+        Annotated[Annotated[int, Field(gt=0)], Tag("number")] | Annotated[Literal["auto"], Tag("word")],
+        Discriminator(lambda value: "word" if isinstance(value, str) else "number"),
+    ] = "auto"
     """Processes on this host; `auto` is one per GPU, or one."""
     zero_stage: Literal[0, 1, 2, 3] = 1
     """DeepSpeed ZeRO: 0 is one device or DDP; optimizer states (1), gradients (2), weights (3) are sharded."""
     persistence_threshold: Annotated[int, Field(ge=0)] = 100_000
-    """ZeRO 3 (`stage3_param_persistence_threshold`): parameters of fewer elements than this stay whole on every rank."""
+    """ZeRO 3: parameters of fewer elements stay whole on every rank (`stage3_param_persistence_threshold`)."""
     bucket_elements: Annotated[int, Field(gt=0)] = 20_000_000
     """Elements reduced or gathered at a time."""

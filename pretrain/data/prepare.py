@@ -18,7 +18,7 @@ from typing import Any, Protocol
 import numpy as np
 from tqdm import tqdm
 
-from pretrain.config.data import Source
+from pretrain.config.data import DataConfig, Source
 from pretrain.config.run import RunConfig, flatten
 from pretrain.data.documents import SentenceEncoder, describe, read_documents, splits, training_sentences
 from pretrain.data.shards import Shards, write_shards
@@ -130,25 +130,29 @@ def _prepare(config: RunConfig, family: TextFamily, store: Store) -> None:
     files = _files(config)
     tokenizer = _tokenizer(config, family)
     store.clear()
-    unigrams = np.zeros(tokenizer.vocabulary_size, dtype=np.int64)
-    manifest: dict[str, Any] = {"identity": identity(config), "files": files}
-    for split, sources in splits(config.data).items():
-        manifest[split] = [
-            _prepare_source(
-                config, tokenizer, store, f"{split}/{name}", source, keep, unigrams if split == "train" else None
-            )
-            for name, source, keep in sources
-        ]
+    manifest = {"identity": identity(config), "files": files} | tokenise_corpus(config.data, tokenizer, store)
     held_out = manifest["held_out"]
     if held_out and not any(shards["counts"]["documents"] for shards in held_out):
         documents = sum(shards["counts"]["documents"] for shards in manifest["train"])
         raise DataError(f"data.held_out ({config.data.held_out}) holds none of {documents} documents: raise it")
     tokenizer.save(store.local_folder("tokenizer"))
     store.upload_folder("tokenizer")
-    store.write_array("unigrams.npy", unigrams)
     store.write_manifest(manifest)
     for line in report(manifest):
         log.info(line)
+
+
+def tokenise_corpus(data: DataConfig, tokenizer: SentenceEncoder, store: Store) -> dict[str, Any]:
+    """Writes all sources as shards, and how often each id occurs; returns `train` and `held_out` of the manifest."""
+    entries: dict[str, Any] = {}
+    unigrams = np.zeros((2, tokenizer.vocabulary_size), dtype=np.int64)
+    for row, (split, sources) in enumerate(splits(data).items()):
+        entries[split] = [
+            _tokenise_source(data, tokenizer, store, f"{split}/{name}", source, keep, unigrams[row])
+            for name, source, keep in sources
+        ]
+    store.write_array("unigrams.npy", unigrams)
+    return entries
 
 
 def _tokenizer(config: RunConfig, family: TextFamily) -> Any:
@@ -164,21 +168,21 @@ def _tokenizer(config: RunConfig, family: TextFamily) -> Any:
     return family.learn_tokenizer(lambda: training_sentences(config.data), config.tokenizer)
 
 
-def _prepare_source(
-    config: RunConfig,
+def _tokenise_source(
+    data: DataConfig,
     tokenizer: SentenceEncoder,
     store: Store,
     name: str,
     source: Source,
     keep: Callable[[str], bool],
-    unigrams: np.ndarray[Any, np.dtype[np.int64]] | None,
+    unigrams: np.ndarray[Any, np.dtype[np.int64]],
 ) -> dict[str, Any]:
     """One source of one split as shards; returns its entry in the manifest."""
     counts = dict.fromkeys(COUNTS, 0)
-    with Spool(part_tokens=config.data.block_tokens // 4) as spool:
+    with Spool(part_tokens=data.block_tokens // 4) as spool:
         documents = []
         progress = tqdm(
-            read_documents(source, config.data.language, keep), f"prepare {name}", unit=" documents", leave=False
+            read_documents(source, data.language, keep), f"prepare {name}", unit=" documents", leave=False
         )
         for document in progress:
             documents.append(document)
@@ -188,7 +192,7 @@ def _prepare_source(
         _encode(documents, tokenizer, spool, counts, unigrams)
         if not counts["tokens"] and name.startswith("train/"):
             raise DataError(f"source {name.removeprefix('train/')} ({describe(source)}): no text to train on")
-        shards = write_shards(store, name, spool, config.data.block_tokens)
+        shards = write_shards(store, name, spool, data.block_tokens)
     return {"name": name.split("/", 1)[1], "counts": counts, "shards": shards}
 
 
@@ -211,10 +215,9 @@ def _encode(
     counts["tokens"] += len(encoded.ids)
     for key in ("words", "unknown_words", "characters", "characters_left_out"):
         counts[key] += getattr(encoded, key)
-    if unigrams is not None:
-        unigrams += np.bincount(encoded.ids, minlength=len(unigrams))
-        if tokenizer.sentence_end is not None:
-            unigrams[tokenizer.sentence_end] += sum(1 for tokens in encoded.tokens if len(tokens))
+    unigrams += np.bincount(encoded.ids, minlength=len(unigrams))
+    if tokenizer.sentence_end is not None:
+        unigrams[tokenizer.sentence_end] += sum(1 for tokens in encoded.tokens if len(tokens))
 
 
 def report(manifest: dict[str, Any]) -> list[str]:

@@ -18,7 +18,6 @@ from pretrain.data.stream import (
     PreparedSource,
     StreamPosition,
     held_out_blocks,
-    held_out_examples,
     held_out_sources,
     training_sources,
 )
@@ -33,12 +32,9 @@ from pretrain.training import checkpoint
 from pretrain.training.callbacks import Measure, StepEnd, held_out_step, rank_lanes
 from pretrain.training.module import Pretraining
 from pretrain.training.strategy import build_strategy
+from pretrain.training.trained import held_out_batches, load_tokenizer
 
 log = logging.getLogger(__name__)
-
-HELD_OUT_ROWS = 16
-"""Rows that an ordered family cuts a held-out block into; fixed, so that no number depends on the batch."""
-
 
 def stop_step(config: RunConfig, step: int, stop_after: int | None) -> int:
     """The step at which a start that begins at `step` ends."""
@@ -88,14 +84,6 @@ def run_rank(config: RunConfig, store: Store, world: World, stop_after: int | No
         trainer.fit(module, train_dataloaders=loader)
 
 
-def load_tokenizer(config: RunConfig, store: Store) -> Tokenizer:
-    """The tokenizer of a prepared corpus."""
-    tokenizer = get_family(config.model.kind).load_tokenizer(store.fetch_folder("tokenizer"))
-    if tokenizer is None:
-        raise DataError(f"{store.url}/tokenizer: no vocabulary")
-    return tokenizer
-
-
 def build_module(config: RunConfig, tokenizer: Tokenizer, *, fresh: bool) -> Pretraining:
     """The module; a fresh run starts from `model.initialize_from` where it is given."""
     module = Pretraining(config, tokenizer)
@@ -127,7 +115,7 @@ def held_out_measure(config: RunConfig, tokenizer: Tokenizer, sources: list[Prep
     blocks = held_out_blocks(sources, config.evaluation.blocks)
     if not blocks:
         return None
-    batches_of = held_out_batches(config, tokenizer, sources)
+    batches_of = held_out_batches(config.model, tokenizer, sources)
 
     def measure(trainer: Trainer, module: Pretraining) -> Losses:
         model: Any = trainer.strategy.model
@@ -141,21 +129,6 @@ def held_out_measure(config: RunConfig, tokenizer: Tokenizer, sources: list[Prep
         return losses
 
     return measure
-
-
-def held_out_batches(config: RunConfig, tokenizer: Tokenizer, sources: list[PreparedSource]) -> Any:
-    """A function from a held-out block to its batches: windows of all its rows, or micro-batches of its examples."""
-    family = get_family(config.model.kind)
-    rows = HELD_OUT_ROWS if family.ordered else 1
-    maker = family.build_examples(config.model, tokenizer, rows)
-    size = rows if family.ordered else 4 * config.batch.micro_size
-
-    def batches_of(place: tuple[int, int]) -> list[Any]:
-        examples = held_out_examples(sources, place, maker)
-        cuts = range(0, len(examples), size)
-        return [maker.collate(examples.take(start, min(start + size, len(examples)))) for start in cuts]
-
-    return batches_of
 
 
 class Restore(Callback):

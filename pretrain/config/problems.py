@@ -1,0 +1,82 @@
+"""What is wrong with a config, in a user's words: a dotted path, what is expected there, and what was given."""
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+EXPECTED = {
+    "int_type": "must be a whole number",
+    "int_from_float": "must be a whole number",
+    "float_type": "must be a number",
+    "finite_number": "must be a finite number",
+    "bool_type": "must be true or false",
+    "string_type": "must be text",
+    "path_type": "must be a path",
+    "tuple_type": "must be a list",
+    "model_type": "must be a section of options",
+    "model_attributes_type": "must be a section of options",
+    "dict_type": "must be a section of options",
+    "too_short": "must not be empty",
+    "too_long": "has too many items",
+    "string_too_short": "must not be empty",
+    "literal_error": "must be {expected}",
+    "greater_than": "must be more than {gt}",
+    "greater_than_equal": "must be at least {ge}",
+    "less_than": "must be less than {lt}",
+    "less_than_equal": "must be at most {le}",
+    "string_pattern_mismatch": "does not match {pattern}",
+}
+"""What each of pydantic's errors asks for; the names in braces are the error's own."""
+
+
+def describe_problems(values: Any, errors: Iterable[Any]) -> list[str]:
+    """One line per problem of `values`, of pydantic's errors about them, each starting with a dotted path."""
+    lines = [line for error in errors for line in _describe(values, error)]
+    return list(dict.fromkeys(lines))
+
+
+def _describe(values: Any, error: Mapping[str, Any]) -> list[str]:
+    kind, context, given = error["type"], error.get("ctx", {}), error["input"]
+    path = _path(values, error["loc"], kind)
+    if kind == "value_error":
+        return [": ".join([*path, line]) for line in str(context["error"]).splitlines()]
+    if kind == "extra_forbidden":
+        return [f"{_dotted(path)}: no such option"]
+    if kind == "missing":
+        return [f"{_dotted(path)}: missing"]
+    if kind == "union_tag_not_found":
+        return [f"{_dotted([*path, 'kind'])}: missing"]
+    if kind == "union_tag_invalid":
+        given, path = context["tag"], [*path, "kind"]
+        message = f"must be one of {context['expected_tags']}"
+    else:
+        message = EXPECTED.get(kind, error["msg"]).format_map(context)
+    shown = "a section of options" if isinstance(given, dict) else repr(given)
+    return [f"{_dotted(path)}: {message} (given: {shown})"]
+
+
+def _dotted(path: list[str]) -> str:
+    return ".".join(path)
+
+
+def _path(values: Any, location: tuple[int | str, ...], error: str) -> list[str]:
+    """The path of an option in `values`, without the tags by which pydantic says which kind of a section it tried."""
+    path: list[str] = []
+    here, tagged = values, False
+    for depth, part in enumerate(location):
+        if isinstance(part, str):
+            absent = not isinstance(here, dict) or part not in here
+            missing = isinstance(here, dict) and error == "missing" and depth == len(location) - 1
+            named = isinstance(here, dict) and part == here.get("kind") and not tagged
+            if named or (absent and not missing):
+                tagged = True
+                continue
+        path.append(str(part))
+        inside = here[part] if _holds(here, part) else None
+        here, tagged = inside, False
+    return path
+
+
+def _holds(values: Any, part: int | str) -> bool:
+    if isinstance(values, dict):
+        return part in values
+    return isinstance(values, list) and isinstance(part, int) and part < len(values)

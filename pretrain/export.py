@@ -1,0 +1,86 @@
+"""`pretrain export`: a run's checkpoint as a model folder that the field reads."""
+
+import os
+import shutil
+from pathlib import Path
+
+from pretrain.config.load import dump_config
+from pretrain.data.documents import describe
+from pretrain.errors import ConfigError, ExportError
+from pretrain.models import get_family
+from pretrain.runtime.run_folder import RunFolder
+from pretrain.training.trained import Trained, read_trained
+
+
+def export(
+    run: Path, out: Path | None = None, to: str | None = None, checkpoint: str = "best", license: str = "unknown"
+) -> Path:
+    """Writes a checkpoint (`best`, `newest` or a step) of `run` to `out` (by default the run's `export`), with a card.
+
+    Raises ExportError where `out` exists: nothing is overwritten; ConfigError where `to` is not the family's format.
+    """
+    trained = read_trained(run, checkpoint)
+    family = get_family(trained.config.model.kind)
+    if to is not None and to != family.export_format:
+        raise ConfigError(f"--to {to}: a run of model.kind {family.kind} is exported as {family.export_format}")
+    out = out or RunFolder(run).export
+    if out.exists():
+        raise ExportError(f"{out}: exists already; nothing is overwritten: give another --out, or remove it")
+    temporary = out.with_name(f".{out.name}.tmp-{os.getpid()}")
+    temporary.mkdir(parents=True)
+    try:
+        family.write(temporary, trained.folder)
+        (temporary / "README.md").write_text(card(trained, out.name, RunFolder(run), license), encoding="utf-8")
+        temporary.rename(out)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    return out
+
+
+def card(trained: Trained, name: str, run: RunFolder, license: str) -> str:
+    """The model card: what was trained on what, for how long, how well it does, how to load it."""
+    config = trained.config
+    family = get_family(config.model.kind)
+    sources = "\n".join(f"* {describe(source)} (weight {source.weight:g})" for source in config.data.sources)
+    figures = [line for line in run.read_metrics() if line["step"] == trained.step and "held_out_loss" in line]
+    held_out = "\n".join(
+        f"* {key.removeprefix('held_out_').replace('_', ' ')}: {value:.4f}"
+        for key, value in (figures[-1].items() if figures else ())
+        if key.startswith("held_out")
+    )
+    return f"""---
+license: {license}
+library_name: {family.export_format}
+tags: [{family.kind}, pretrain]
+---
+# {name}
+
+{family.kind} pretrained by the run `{config.name}`, {trained.step:,} of {config.schedule.total_steps:,} steps of
+{config.batch.global_size:,} examples; {config.model.parameters(_vocabulary(trained)):,} parameters.
+
+## Data
+
+{sources}
+
+## Held-out text
+
+{held_out or "* nothing was held out"}
+
+## Use
+
+```python
+from pretrain import Embedder
+
+vectors = Embedder.load("{name}").encode(["One text.", "Another."])
+```
+
+## Config
+
+```yaml
+{dump_config(config)}```
+"""
+
+
+def _vocabulary(trained: Trained) -> int:
+    assert trained.folder.tokenizer is not None
+    return trained.folder.tokenizer.vocabulary_size

@@ -1,0 +1,110 @@
+"""A trained model out of a run folder, and its held-out loss; without Lightning."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from pretrain.config.run import RunConfig
+from pretrain.data.store import Store
+from pretrain.data.stream import PreparedSource, held_out_examples
+from pretrain.errors import CheckpointError, DataError
+from pretrain.models import get_family
+from pretrain.models.family import Batch, ModelFolder, Tokenizer
+from pretrain.models.loss import Losses, measure_held_out
+from pretrain.runtime.run_folder import RunFolder
+from pretrain.training import checkpoint
+
+HELD_OUT_ROWS = 16
+"""Rows that an ordered family cuts a held-out block into; fixed, so that no number depends on the batch."""
+HELD_OUT_EXAMPLES = 32
+"""Examples of a held-out batch in families that are not ordered."""
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What a run has learned up to a checkpoint."""
+
+    config: RunConfig
+    folder: ModelFolder
+    step: int
+    path: Path
+    """The checkpoint."""
+
+
+def read_trained(run: Path, which: str) -> Trained:
+    """The model of a run's checkpoint: `best`, `newest`, or that of a step.
+
+    Raises ConfigError for a folder that is no run folder, CheckpointError for a checkpoint that is missing or damaged.
+    """
+    run_folder = RunFolder(run)
+    config = run_folder.read_config()
+    path = choose_checkpoint(run_folder.checkpoints, which)
+    tokenizer = load_tokenizer(config, Store(run_folder.prepared()))
+    model = get_family(config.model.kind).build_model(config.model, tokenizer.vocabulary_size)
+    weights = checkpoint.read_weights(path)
+    for name, parameter in model.named_parameters():
+        parameter.data.copy_(weights[name])
+    step = checkpoint.read_state(path).step
+    return Trained(config, ModelFolder(model.eval(), tokenizer, config.model), step, path)
+
+
+def choose_checkpoint(folder: Path, which: str) -> Path:
+    """The folder of a complete checkpoint; `best` is the newest one where nothing was held out."""
+    best = folder / checkpoint.BEST
+    if which == "newest" or (which == "best" and not best.exists()):
+        newest = checkpoint.find_newest(folder)
+        if newest is None:
+            raise CheckpointError(f"{folder}: no checkpoint")
+        return newest
+    path = best.resolve() if which == "best" else folder / checkpoint.checkpoint_name(int(which))
+    if not path.exists():
+        steps = ", ".join(str(int(p.name.removeprefix("step-"))) for p in sorted(folder.glob("step-*")))
+        raise CheckpointError(f"{folder}: no checkpoint of step {which}; there are {steps or 'none'}")
+    if (problem := checkpoint.incomplete(path)) is not None:
+        raise CheckpointError(problem)
+    return path
+
+
+def load_tokenizer(config: RunConfig, store: Store) -> Tokenizer:
+    """The tokenizer of a prepared corpus."""
+    if store.read_manifest() is None:
+        raise DataError(f"{store.url}: not prepared, or gone")
+    tokenizer = get_family(config.model.kind).load_tokenizer(store.fetch_folder("tokenizer"))
+    if tokenizer is None:
+        raise DataError(f"{store.url}/tokenizer: no vocabulary")
+    return tokenizer
+
+
+def held_out_batches(
+    model: Any, tokenizer: Tokenizer, sources: Sequence[PreparedSource]
+) -> Callable[[tuple[int, int]], list[Batch]]:
+    """A function from a held-out block to its batches: windows of all its rows, or groups of its examples."""
+    family = get_family(model.kind)
+    rows, size = (HELD_OUT_ROWS, HELD_OUT_ROWS) if family.ordered else (1, HELD_OUT_EXAMPLES)
+    maker = family.build_examples(model, tokenizer, rows)
+
+    def batches_of(place: tuple[int, int]) -> list[Batch]:
+        examples = held_out_examples(sources, place, maker)
+        starts = range(0, len(examples), size)
+        return [maker.collate(examples.take(start, min(start + size, len(examples)))) for start in starts]
+
+    return batches_of
+
+
+def evaluate_model(
+    folder: ModelFolder, tokenizer: Tokenizer, sources: Sequence[PreparedSource], blocks: Sequence[tuple[int, int]]
+) -> Losses:
+    """The loss of a model over held-out blocks, in this process."""
+    family = get_family(folder.config.kind)
+    objective = family.build_objective(folder.config, tokenizer)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    model = folder.model.to(device).eval()
+
+    def step(batch: Batch, carried: Any) -> Any:
+        with torch.no_grad():
+            return objective(model, {name: tensor.to(device) for name, tensor in batch.items()}, carried, seed=0)
+
+    return measure_held_out(step, blocks, held_out_batches(folder.config, tokenizer, sources), device=device)
