@@ -98,6 +98,15 @@ def export(run: Path, out: Path | None, to: str | None, checkpoint: str, license
     click.echo(f"model folder: {export(run, out, to, checkpoint, license)}")
 
 
+@main.command()
+@click.option("--folder", type=click.Path(path_type=Path), default=Path("pretrain-demo"), show_default=True)
+def demo(folder: Path) -> None:
+    """Both families on two ranks, from Python's documentation to word vectors, in minutes."""
+    from pretrain.demo import demo
+
+    demo(folder, click.echo)
+
+
 @main.command("config")
 @CONFIG
 @OVERRIDES

@@ -61,13 +61,12 @@ def test_everything_runs_in_order(tmp_path: Path) -> None:
     for number, name in enumerate(("one", "two")):
         write_corpus(tmp_path / "my" / f"{name}.txt", 150, seed=number)
     (tmp_path / "sentences.txt").write_text("The key was lost.\n\nA key of a dictionary.\n", encoding="utf-8")
-    printed = {}
     for language, text in steps():
         how = HOW[text] if language == "bash" else []
         if isinstance(how, str):
             continue
         command = [sys.executable, "-c", text] if language == "python" else [sys.executable, "-m", *shlex.split(text)]
-        printed[text] = run([*command, *how], tmp_path)
+        run([*command, *how], tmp_path)
     assert (tmp_path / "vectors.hdf5").stat().st_size > 0
     folder = tmp_path / "runs" / "mine"
     missing = [path for path in paths_of_tree(run_folder_tree()) if not (folder / path).exists()]
@@ -77,12 +76,11 @@ def test_everything_runs_in_order(tmp_path: Path) -> None:
     assert found == described, "the run folder holds what the README does not describe"
 
 
-def run(command: list[str], folder: Path) -> str:
-    """What a command prints, which must end well."""
+def run(command: list[str], folder: Path) -> None:
+    """Runs a command, which must end well."""
     environment = clean_environment() | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPOSITORY)}
     done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=500)
     assert done.returncode == 0, f"{command}:\n{done.stderr[-4000:]}"
-    return done.stdout
 
 
 def run_folder_tree() -> str:
@@ -113,24 +111,13 @@ def test_the_tree_of_the_repository_is_current() -> None:
     assert all(tree.values()), "one line per file or folder, each saying what it is"
     missing = [path for path in tree if not (REPOSITORY / path).exists()]
     assert not missing, f"the README names what is not there: {missing}"
-    for folder in (
-        "",
-        "config/",
-        "runtime/",
-        "data/",
-        "models/",
-        "models/elmo/",
-        "models/bert/",
-        "training/",
-        "embedding/",
-    ):
-        modules = {path.stem for path in (REPOSITORY / "pretrain" / folder).glob("*.py") if path.stem[:2] != "__"}
-        assert modules
-        if folder:
-            listed = set(tree[f"pretrain/{folder}"].partition(":")[2].split()[-len(modules) :])
-        else:
-            listed = {Path(path).stem for path in tree if re.fullmatch(r"pretrain/\w+\.py", path)}
-        assert listed == modules, f"pretrain/{folder} in the README's tree"
+    verbs = {path.name for path in (REPOSITORY / "pretrain").glob("*.py") if not path.name.startswith("__")}
+    assert {path.removeprefix("pretrain/") for path in tree if re.fullmatch(r"pretrain/\w+\.py", path)} == verbs
+    folders = {f"{path.parent.relative_to(REPOSITORY)}/" for path in (REPOSITORY / "pretrain").rglob("*/__init__.py")}
+    assert {path for path in tree if re.fullmatch(r"pretrain/.+/", path)} == folders
+    for folder in folders:
+        modules = {path.stem for path in (REPOSITORY / folder).glob("*.py") if not path.name.startswith("__")}
+        assert set(tree[folder].partition(":")[2].split()) == modules, f"{folder} in the README's tree"
 
 
 def test_the_tests_that_are_named_exist() -> None:

@@ -4,12 +4,12 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Discriminator, Field, Tag, model_validator
 
-from pretrain.config.base import Section
+from pretrain.config.base import Converted, Section
 
 Share = Annotated[float, Field(ge=0, lt=1)]
 
 Files = Annotated[
-    Annotated[str, Tag("one")] | Annotated[tuple[str, ...], Field(min_length=1), Tag("several")],
+    Annotated[str, Tag("one")] | Annotated[tuple[str, ...], Field(min_length=1, strict=False), Tag("several")],
     Discriminator(lambda value: "several" if isinstance(value, list | tuple) else "one"),
 ]
 
@@ -81,7 +81,7 @@ AnyKind = Annotated[TextSource | RecordSource | HubSource | PythonDocsSource, Fi
 Source = TextSource | RecordSource | HubSource | PythonDocsSource
 
 HeldOut = Annotated[
-    Annotated[Share, Tag("share")] | Annotated[tuple[AnyKind, ...], Tag("sources")],
+    Annotated[Share, Tag("share")] | Annotated[tuple[AnyKind, ...], Converted, Tag("sources")],
     Discriminator(lambda value: "sources" if isinstance(value, list | tuple) else "share"),
 ]
 
@@ -89,12 +89,12 @@ HeldOut = Annotated[
 class DataConfig(Section):
     """The corpus and how it is read."""
 
-    sources: Annotated[tuple[AnyKind, ...], Field(min_length=1)]
+    sources: Annotated[tuple[AnyKind, ...], Field(min_length=1, strict=False)]
     """Where text comes from."""
     folder: str | None = None
     """Where prepared shards are kept: a path or URL; by default a folder under `run_root`, named by its content."""
     language: Annotated[str, Field(pattern=r"^[a-z]{2,3}$")] = "en"
-    """The language whose rules cut paragraphs into sentences (ISO 639); one without rules of its own is cut as English is."""
+    """The language whose rules cut paragraphs into sentences (ISO 639); English's where it has none."""
     held_out: HeldOut = 0.02
     """Text that is never trained on: a share of the documents (0: none), or sources of its own."""
     block_tokens: Annotated[int, Field(ge=64)] = 65_536

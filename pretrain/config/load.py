@@ -1,6 +1,5 @@
 """A config from its YAML file and `section.option=value` overrides; every problem in one message."""
 
-import json
 import re
 from collections.abc import Iterable
 from pathlib import Path
@@ -51,6 +50,15 @@ def _mapping(loader: _Loader, node: yaml.MappingNode) -> dict[Any, Any]:
 _Loader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, _mapping)
 
 
+def _integral(loader: _Loader, node: yaml.ScalarNode) -> float | int:
+    """A float; `1e5` is a whole number, which counts may be given as."""
+    value: float = loader.construct_yaml_float(node)
+    return int(value) if "e" in node.value.lower() and value.is_integer() and "." not in node.value else value
+
+
+_Loader.add_constructor("tag:yaml.org,2002:float", _integral)
+
+
 def _parse(text: str, where: str) -> Any:
     try:
         return yaml.load(text, _Loader)
@@ -87,9 +95,8 @@ def _override(values: dict[str, Any], override: str) -> None:
 def build_config(values: dict[str, Any], where: str) -> RunConfig:
     """A validated config; raises ConfigError with one line per problem, each with its dotted path."""
     values = with_tokenizer_kind(values)
-    # As JSON: there pydantic's strict mode tells 8 from "8" and true, and still takes a list for a tuple.
     try:
-        return RunConfig.model_validate_json(json.dumps(values, default=str), strict=True)
+        return RunConfig.model_validate(values)
     except ValidationError as error:
         lines = describe_problems(values, error.errors())
         raise ConfigError("\n".join(f"{where}: {line}" for line in lines)) from None

@@ -3,15 +3,15 @@
 Every number a plan needs before torch is imported (parameters, FLOPs) is a method here.
 """
 
-from pathlib import Path
 from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from pretrain.config.base import Section
+from pretrain.config.base import Converted, PathOption, Section
 
 PositiveInt = Annotated[int, Field(gt=0)]
 Probability = Annotated[float, Field(ge=0, le=1)]
+Filter = Annotated[tuple[PositiveInt, PositiveInt], Converted]
 Dropout = Annotated[float, Field(ge=0, lt=1)]
 
 
@@ -47,13 +47,13 @@ class ElmoConfig(Section):
     """ELMo: character CNN, forward and backward LSTM with projections (Peters et al. 2018)."""
 
     kind: Literal["elmo"] = "elmo"
-    initialize_from: Path | None = None
+    initialize_from: PathOption | None = None
     """A model folder whose weights this run starts from."""
     dropout: Dropout = 0.1
     """Every dropout of the model: each LSTM layer's input, and the top output."""
     character_embedding_size: PositiveInt = 16
     """Width of a character's embedding."""
-    filters: Annotated[tuple[tuple[PositiveInt, PositiveInt], ...], Field(min_length=1)] = (
+    filters: Annotated[tuple[Filter, ...], Field(min_length=1, strict=False)] = (
         (1, 32), (2, 32), (3, 64), (4, 128), (5, 256), (6, 512), (7, 1024),
     )  # fmt: skip
     """Convolutions over characters: (width in characters, number of filters) each."""
@@ -131,7 +131,7 @@ class BertConfig(Section):
     """BERT: Transformer encoder with masked-LM and next-sentence heads (Devlin et al. 2018)."""
 
     kind: Literal["bert"] = "bert"
-    initialize_from: Path | None = None
+    initialize_from: PathOption | None = None
     """A model folder whose weights (and tokenizer) this run starts from."""
     dropout: Dropout = 0.1
     """Every dropout of the model: hidden states and attention probabilities."""

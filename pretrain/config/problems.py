@@ -30,8 +30,15 @@ EXPECTED = {
 
 def describe_problems(values: Any, errors: Iterable[Any]) -> list[str]:
     """One line per problem of `values`, of pydantic's errors about them, each starting with a dotted path."""
-    lines = [line for error in errors for line in _describe(values, error)]
+    lines = [line for error in errors if not _follows(error) for line in _describe(values, error)]
     return list(dict.fromkeys(lines))
+
+
+def _follows(error: Mapping[str, Any]) -> bool:
+    """Whether an error only follows from another one, which says what is wrong."""
+    # A list counts as too short when its items are wrong; the tokenizer's kind, left out, follows from the model's.
+    without_kind = error["type"] == "union_tag_not_found" and error["loc"] == ("tokenizer",)
+    return without_kind or (error["type"] == "too_short" and bool(error["input"]))
 
 
 def _describe(values: Any, error: Mapping[str, Any]) -> list[str]:

@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
-from pretrain.config.base import Section
+from pretrain.config.base import PathOption, Section
 from pretrain.config.data import DataConfig
 from pretrain.config.models import TOKENIZER_OF, ModelConfig, TokenizerConfig
 from pretrain.config.training import (
@@ -24,7 +24,7 @@ class RunConfig(Section):
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9_.-]+$")]
     """The run's name; its folder is `run_root/name`."""
-    run_root: Path = Path("runs")
+    run_root: PathOption = Path("runs")
     """Where run folders are made."""
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 1
     """Keys everything random: order of the data, masks, initial weights, dropout."""

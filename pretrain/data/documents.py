@@ -1,7 +1,8 @@
 """Documents: texts as sentences, told apart by number and by hash."""
 
 import hashlib
-from collections.abc import Callable, Iterator
+import re
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -11,6 +12,9 @@ from numpy.typing import NDArray
 from pretrain.config.data import DataConfig, Source
 from pretrain.data.sources import read_source
 from pretrain.errors import DataError
+
+WHITE_SPACE = re.compile(r"\s+")
+BLANK_LINES = re.compile(r"\n\s*\n")
 
 
 @dataclass(frozen=True)
@@ -50,7 +54,7 @@ class SentenceEncoder(Protocol):
     def sentence_end(self) -> int | None:
         """The id predicted at the end of every sentence, where there is one."""
 
-    def encode(self, sentences: list[str]) -> Encoded:
+    def encode(self, sentences: Sequence[str]) -> Encoded:
         """Sentences as tokens."""
 
 
@@ -65,13 +69,15 @@ def read_documents(source: Source, language: str, keep: Callable[[str], bool]) -
 
 
 def sentence_splitter(language: str) -> Callable[[str, str], list[str]]:
-    """A function (text, what a line is) -> sentences, none of them empty."""
+    """A function (text, what a line is) -> sentences, none of them empty.
+
+    White space within a sentence becomes a space: `sentencex` panics on an initial before a no-break space.
+    """
     from sentencex import segment
 
     def split(text: str, lines: str) -> list[str]:
-        parts = text.splitlines()
-        if lines == "wrapped":
-            parts = [" ".join(parts)]
+        parts = BLANK_LINES.split(text) if lines == "wrapped" else text.splitlines()
+        parts = [WHITE_SPACE.sub(" ", part) for part in parts]
         if lines != "sentence":
             parts = [sentence for part in parts for sentence in segment(language, part)]
         return [stripped for part in parts if (stripped := part.strip())]
@@ -94,7 +100,7 @@ def splits(data: DataConfig) -> dict[str, list[tuple[str, Source, Callable[[str]
             "train": [(name, source, lambda text: not is_held_out(text, share)) for name, source in sources],
             "held_out": [(name, source, lambda text: is_held_out(text, share)) for name, source in sources if share],
         }
-    held_out = zip(data.held_out_names(), data.held_out, strict=True)
+    held_out = zip(data.held_out_names(), data.held_out_sources(), strict=True)
     return {
         "train": [(name, source, _all) for name, source in sources],
         "held_out": [(name, source, _all) for name, source in held_out],

@@ -2,26 +2,29 @@
 
 prepared folder/
   manifest.json        written last: without it the folder is not prepared
+  unfinished           there while the folder is being prepared; what it holds may be deleted
   tokenizer/           the vocabulary, as the family saves it
-  unigrams.npy         int64 [vocabulary]: how often each id occurs in the training text
+  unigrams.npy         int64 [2, vocabulary]: how often each id occurs in the training and in the held-out text
   train/<source>-00000.parquet …       a row group is a block, a row a document or a part of one
   held_out/<source>-00000.parquet …
 """
 
+import contextlib
 import hashlib
 import json
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 from tqdm import tqdm
 
-from pretrain.config.data import DataConfig, Source
+from pretrain.config.data import DataConfig, RecordSource, Source, TextSource
 from pretrain.config.run import RunConfig, flatten
-from pretrain.data.documents import SentenceEncoder, describe, read_documents, splits, training_sentences
+from pretrain.data.documents import Document, SentenceEncoder, describe, read_documents, splits, training_sentences
 from pretrain.data.shards import Shards, write_shards
+from pretrain.data.sources import resolve_files
 from pretrain.data.spool import Spool
 from pretrain.data.store import Store
 from pretrain.errors import ConfigError, DataError
@@ -48,7 +51,7 @@ class TextFamily(Protocol):
 def identity(config: RunConfig) -> dict[str, Any]:
     """What decides the prepared data: not the seed, so that runs which differ by it share one folder."""
     data = config.data
-    held_out = data.held_out if isinstance(data.held_out, float) else [source.fields for source in data.held_out]
+    held_out = data.held_out if isinstance(data.held_out, float) else [s.fields for s in data.held_out_sources()]
     return {
         "format": FORMAT,
         "sources": {name: s.fields for name, s in zip(data.source_names(), data.sources, strict=True)},
@@ -94,9 +97,23 @@ def check_prepared(config: RunConfig, store: Store, manifest: dict[str, Any]) ->
         now = _fingerprint(file)
         if now is not None and now != fingerprint:
             raise DataError(
-                f"{file}: changed since it was prepared in {store.url} ({fingerprint}, now {now}): delete one"
+                f"{file}: changed since {store.url} was prepared from it ({fingerprint}, now {now}): "
+                "delete that folder to prepare it anew"
             )
+    for file in _local_files(config):
+        if file not in manifest["files"]:
+            raise DataError(f"{file}: new since {store.url} was prepared: delete that folder to prepare it anew")
     store.check_sizes(manifest)
+
+
+def _local_files(config: RunConfig) -> Iterator[str]:
+    """The files of local paths and globs that are (still) there."""
+    for source in (*config.data.sources, *config.data.held_out_sources()):
+        if isinstance(source, TextSource | RecordSource):
+            for pattern in (source.files,) if isinstance(source.files, str) else source.files:
+                if "://" not in pattern:
+                    with contextlib.suppress(DataError):  # a machine that has only the prepared data
+                        yield from resolve_files(pattern)
 
 
 def _fingerprint(file: str) -> str | None:
@@ -114,27 +131,24 @@ def _fingerprint(file: str) -> str | None:
 
 def _files(config: RunConfig) -> dict[str, str]:
     """The local files of all sources, with their fingerprints."""
-    from pretrain.data.sources import resolve_files
-
-    held_out = () if isinstance(config.data.held_out, float) else config.data.held_out
     files = [
         file
-        for source in (*config.data.sources, *held_out)
-        if "files" in source.fields
-        for file in resolve_files(source.files)  # type: ignore[union-attr]  # the two kinds that have files
+        for source in (*config.data.sources, *config.data.held_out_sources())
+        if isinstance(source, TextSource | RecordSource)
+        for file in resolve_files(source.files)
     ]
     return {file: fingerprint for file in files if (fingerprint := _fingerprint(file)) is not None}
 
 
 def _prepare(config: RunConfig, family: TextFamily, store: Store) -> None:
     files = _files(config)
+    store.begin()
     tokenizer = _tokenizer(config, family)
-    store.clear()
     manifest = {"identity": identity(config), "files": files} | tokenise_corpus(config.data, tokenizer, store)
     held_out = manifest["held_out"]
     if held_out and not any(shards["counts"]["documents"] for shards in held_out):
         documents = sum(shards["counts"]["documents"] for shards in manifest["train"])
-        raise DataError(f"data.held_out ({config.data.held_out}) holds none of {documents} documents: raise it")
+        raise DataError(f"data.held_out is {config.data.held_out}: none of {documents} documents; raise it, or give 0")
     tokenizer.save(store.local_folder("tokenizer"))
     store.upload_folder("tokenizer")
     store.write_manifest(manifest)
@@ -181,9 +195,8 @@ def _tokenise_source(
     counts = dict.fromkeys(COUNTS, 0)
     with Spool(part_tokens=data.block_tokens // 4) as spool:
         documents = []
-        progress = tqdm(
-            read_documents(source, data.language, keep), f"prepare {name}", unit=" documents", leave=False
-        )
+        read = read_documents(source, data.language, keep)
+        progress = tqdm(read, f"prepare {name}", unit=" documents", leave=False, disable=None)  # None: no terminal
         for document in progress:
             documents.append(document)
             if len(documents) == DOCUMENTS_AT_A_TIME:
@@ -197,7 +210,11 @@ def _tokenise_source(
 
 
 def _encode(
-    documents: list[Any], tokenizer: SentenceEncoder, spool: Spool, counts: dict[str, int], unigrams: Any
+    documents: list[Document],
+    tokenizer: SentenceEncoder,
+    spool: Spool,
+    counts: dict[str, int],
+    unigrams: np.ndarray[Any, np.dtype[np.int64]],
 ) -> None:
     """Tokenises several documents at a time and spools them."""
     if not documents:
@@ -206,18 +223,23 @@ def _encode(
     start = 0
     for document in documents:
         stop = start + len(document.sentences)
-        sentences = [tokens for tokens in encoded.tokens[start:stop] if len(tokens)]
+        sentences = [piece for tokens in encoded.tokens[start:stop] for piece in _bounded(tokens, spool.part_tokens)]
         start = stop
         if sentences:
             spool.add(document.number, sentences)
             counts["documents"] += 1
             counts["sentences"] += len(sentences)
+            if tokenizer.sentence_end is not None:
+                unigrams[tokenizer.sentence_end] += len(sentences)
     counts["tokens"] += len(encoded.ids)
     for key in ("words", "unknown_words", "characters", "characters_left_out"):
         counts[key] += getattr(encoded, key)
     unigrams += np.bincount(encoded.ids, minlength=len(unigrams))
-    if tokenizer.sentence_end is not None:
-        unigrams[tokenizer.sentence_end] += sum(1 for tokens in encoded.tokens if len(tokens))
+
+
+def _bounded(tokens: Any, most: int) -> Any:
+    """A sentence in pieces of at most `most` tokens (a text without full stops is one sentence); none of an empty one."""
+    return (tokens[start : start + most] for start in range(0, len(tokens), most))
 
 
 def report(manifest: dict[str, Any]) -> list[str]:
@@ -228,8 +250,9 @@ def report(manifest: dict[str, Any]) -> list[str]:
             c, shards = entry["counts"], Shards(entry["shards"])
             words, characters = max(c["words"], 1), max(c["characters"], 1)
             lines.append(
-                f"{split} {entry['name']}: {c['documents']:,} documents, {c['sentences']:,} sentences, {c['tokens']:,} tokens "
-                f"in {shards.blocks:,} blocks; {c['tokens'] / words:.3f} tokens per word, "
-                f"{c['unknown_words'] / words:.2%} unknown words, {c['characters_left_out'] / characters:.3%} characters left out"
+                f"{split} {entry['name']}: {c['documents']:,} documents, {c['sentences']:,} sentences, "
+                f"{c['tokens']:,} tokens in {shards.blocks:,} blocks; {c['tokens'] / words:.3f} tokens per word, "
+                f"{c['unknown_words'] / words:.2%} unknown words, "
+                f"{c['characters_left_out'] / characters:.3%} characters left out"
             )
     return lines

@@ -21,7 +21,10 @@ LOOK_AHEAD = 256
 
 
 def cut_blocks(parts: Iterable[Part], tokens: int, block_tokens: int) -> Iterator[list[Part]]:
-    """Equal blocks of about `block_tokens` of the `tokens` in all; parts of one document go to different blocks."""
+    """Equal blocks of about `block_tokens` of the `tokens` in all, without losing any.
+
+    Parts of one document go to different blocks, as far as there are other documents to fill a block with.
+    """
     count = max(1, round(tokens / block_tokens))
     incoming = iter(parts)
     waiting: deque[Part] = deque()
@@ -32,30 +35,24 @@ def cut_blocks(parts: Iterable[Part], tokens: int, block_tokens: int) -> Iterato
         postponed: deque[Part] = deque()
         while done * count < number * tokens:
             part = waiting.popleft() if waiting else next(incoming, None)
-            if part is None:
-                break
-            if part.number in documents and len(postponed) < LOOK_AHEAD:
+            if part is not None and part.number in documents and len(postponed) < LOOK_AHEAD:
                 postponed.append(part)
                 continue
+            part = part or postponed.popleft()
             block.append(part)
             documents.add(part.number)
-            done += part.tokens
+            done += len(part.tokens)
         waiting.extendleft(reversed(postponed))
-        if number == count:
-            block.extend(waiting)
         if block:
             yield block
 
 
 def write_shards(store: Store, name: str, spool: Spool, block_tokens: int) -> list[dict[str, Any]]:
     """Writes all blocks; returns per shard its file, number of blocks, size in bytes and SHA-256."""
-    shards = []
+    shards: list[dict[str, Any]] = []
     blocks = cut_blocks(spool, spool.tokens, block_tokens)
-    for number in itertools.count():
-        first = next(blocks, None)
-        if first is None:
-            return shards
-        file = f"{name}-{number:05d}.parquet"
+    while first := next(blocks, None):
+        file = f"{name}-{len(shards):05d}.parquet"
         table = _table(first)
         written = 0
         options = {"compression": "zstd", "write_page_checksum": True}
@@ -68,17 +65,16 @@ def write_shards(store: Store, name: str, spool: Spool, block_tokens: int) -> li
             digest = hashlib.file_digest(stream, "sha256").hexdigest()
             size = stream.seek(0, 2)
         shards.append({"file": file, "blocks": written, "bytes": size, "sha256": digest})
+    return shards
 
 
 def _table(block: list[Part]) -> pa.Table:
-    lengths = [list(map(len, part.sentences)) for part in block]
-    tokens = [list(itertools.chain.from_iterable(part.sentences)) for part in block]
-    kind = pa.string() if isinstance(tokens[0][0], str) else pa.int32()
+    kind = pa.string() if isinstance(block[0].tokens, list) else pa.int32()
     return pa.table(
         {
             "document": pa.array([part.number for part in block], pa.int64()),
-            "lengths": pa.array(lengths, pa.list_(pa.int32())),
-            "tokens": pa.array(tokens, pa.list_(kind)),
+            "lengths": pa.array([part.lengths for part in block], pa.list_(pa.int32())),
+            "tokens": pa.array([part.tokens for part in block], pa.list_(kind)),
         }
     )
 

@@ -2,9 +2,12 @@
 
 import ast
 import functools
+import glob
 import inspect
+import logging
 import re
 import sysconfig
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -32,7 +35,9 @@ def read_text(source: TextSource) -> Iterator[str]:
     """Documents separated by blank lines; the end of a file ends a document too."""
     for file in resolve_files(source.files):
         lines: list[str] = []
-        for line in _column(_stream("text", file), "text", file):
+        for number, line in enumerate(_column(_stream("text", file), "text", file)):
+            if number == 0:
+                line = line.removeprefix("\ufeff")  # a byte order mark
             if line.strip():
                 lines.append(line)
             elif lines:
@@ -50,8 +55,7 @@ def read_records(source: RecordSource) -> Iterator[str]:
 
 def read_hub(source: HubSource) -> Iterator[str]:
     """One document per record of a data set of the hub."""
-    import datasets
-
+    datasets = _datasets()
     where = f"{source.dataset} ({source.subset or 'default'}, {source.split})"
     try:
         stream = datasets.load_dataset(source.dataset, source.subset, split=source.split, streaming=True)
@@ -66,6 +70,11 @@ def resolve_files(patterns: str | tuple[str, ...]) -> list[str]:
 
     files: list[str] = []
     for pattern in (patterns,) if isinstance(patterns, str) else patterns:
+        if Path(pattern).is_dir():
+            raise DataError(f"{pattern}: a folder: name its files, as in {pattern.rstrip('/')}/*.txt")
+        if Path(pattern).is_file():  # even one with brackets in its name
+            files.append(str(Path(pattern).absolute()))
+            continue
         try:
             found = resolve_pattern(pattern, base_path="")
         except FileNotFoundError:
@@ -78,15 +87,23 @@ def resolve_files(patterns: str | tuple[str, ...]) -> list[str]:
 
 def _stream(builder: str, file: str) -> Any:
     """A streamed data set of one file, so that an error can name it and a document ends where it ends."""
-    import datasets
-
-    datasets.disable_progress_bars()
+    datasets = _datasets()
+    literal = glob.escape(file) if Path(file).is_file() else file
     try:
-        return datasets.load_dataset(builder, data_files=[file], split="train", streaming=True)
+        return datasets.load_dataset(builder, data_files=[literal], split="train", streaming=True)
     except StopIteration:  # `datasets` meets the end of an empty JSON file here
         return None
     except Exception as error:
         raise DataError(f"{file}: cannot be opened as {builder}: {_first_line(error)}") from None
+
+
+def _datasets() -> Any:
+    """The package, made quiet: what goes wrong we say ourselves."""
+    import datasets
+
+    datasets.disable_progress_bars()
+    datasets.logging.set_verbosity(logging.CRITICAL)
+    return datasets
 
 
 def _column(stream: Any, field: str, where: str) -> Iterator[str]:
@@ -107,7 +124,8 @@ def _column(stream: Any, field: str, where: str) -> Iterator[str]:
         for value in batch[field]:
             number += 1
             if not isinstance(value, str):
-                raise DataError(f"{where}: record {number}: field {field!r} is {type(value).__name__}, not text")
+                found = "missing or null" if value is None else f"{type(value).__name__}, not text"
+                raise DataError(f"{where}: record {number}: field {field!r} is {found}")
             yield value
 
 
@@ -136,8 +154,10 @@ SKIPPED = {"site-packages", "dist-packages", "test", "tests", "idlelib", "lib2to
 @functools.cache
 def python_docs() -> tuple[str, ...]:
     """Python's language reference (`pydoc_data.topics`) and the docstrings of the standard library, unwrapped."""
-    from pydoc_data.topics import topics
-
+    try:
+        from pydoc_data.topics import topics
+    except ImportError:
+        raise DataError("python_docs: this Python comes without its documentation (pydoc_data)") from None
     documents = [unwrap(text) for _, text in sorted(topics.items())]
     root = Path(sysconfig.get_paths()["stdlib"])
     for path in sorted(root.rglob("*.py")):
@@ -148,8 +168,10 @@ def python_docs() -> tuple[str, ...]:
 
 def _docstrings(path: Path) -> list[str]:
     try:
-        tree = ast.parse(path.read_bytes())
-    except SyntaxError:  # a template or a data file that only looks like a module
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # old escapes in the library's own sources
+            tree = ast.parse(path.read_bytes())
+    except (SyntaxError, ValueError):  # a template or a data file that only looks like a module
         return []
     documented = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
     return [text for node in ast.walk(tree) if isinstance(node, documented) and (text := ast.get_docstring(node))]

@@ -2,33 +2,37 @@
 
 import pickle
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import IO, NamedTuple, Self
 
+import numpy as np
+from numpy.typing import NDArray
+
 from pretrain.runtime.seeding import seed_of
 
 BUCKETS = 64
+
+Sentences = Sequence[Sequence[int]] | Sequence[Sequence[str]]
 
 
 class Part(NamedTuple):
     """A document, or a part of a long one."""
 
     number: int
-    part: int
-    sentences: list[list[int]] | list[list[str]]
-
-    @property
-    def tokens(self) -> int:
-        """Tokens of all sentences."""
-        return sum(map(len, self.sentences))
+    """The document's."""
+    lengths: NDArray[np.int32]
+    """Tokens of each sentence."""
+    tokens: NDArray[np.int32] | list[str]
+    """Ids, or words, of all sentences one after another."""
 
 
 class Spool:
-    """Takes documents in, gives parts of at most about `part_tokens` tokens back in a random order.
+    """Takes documents in, gives parts of at most `part_tokens` tokens (or one sentence) back in a random order.
 
-    The order is that of a hash of (document, part): a pure function of the corpus. Memory is one bucket's.
+    The order is that of a hash of (document, part): a pure function of the corpus. Memory is one bucket's, a 64th of
+    the source: 4 bytes per id, or 8 per word.
     """
 
     def __init__(self, part_tokens: int) -> None:
@@ -47,36 +51,48 @@ class Spool:
             file.close()
         self._folder.cleanup()
 
-    def add(self, number: int, sentences: list[list[int]] | list[list[str]]) -> None:
+    def add(self, number: int, sentences: Sentences) -> None:
         """Adds a document, cut at sentence ends where it is long."""
-        for part, piece in enumerate(self._cut(sentences)):
+        lengths = np.fromiter(map(len, sentences), np.int32)
+        flat = [token for sentence in sentences for token in sentence]
+        tokens = flat if isinstance(flat[0], str) else np.array(flat, np.int32)
+        ends = np.cumsum(lengths, dtype=np.int64)
+        first, start = 0, 0
+        for part, stop in enumerate(self._cuts(lengths)):
             key = seed_of("document order", number, part)
-            bucket = key * BUCKETS >> 63
-            if bucket not in self._files:
-                self._files[bucket] = (Path(self._folder.name) / str(bucket)).open("w+b")
-            pickle.dump((key, number, part, piece), self._files[bucket], protocol=pickle.HIGHEST_PROTOCOL)
-            self.tokens += sum(map(len, piece))
+            row = (key, number, part, lengths[first:stop], tokens[start : ends[stop - 1]])
+            pickle.dump(row, self._bucket(key * BUCKETS >> 63), protocol=pickle.HIGHEST_PROTOCOL)
+            first, start = stop, int(ends[stop - 1])
+        self.tokens += start
 
-    def _cut(self, sentences: list[list[int]] | list[list[str]]) -> Iterator[list[list[int]] | list[list[str]]]:
-        piece: list[list[int]] | list[list[str]] = []
+    def _cuts(self, lengths: NDArray[np.int32]) -> Iterator[int]:
+        """After which sentences a document is cut."""
         size = 0
-        for sentence in sentences:
-            if piece and size + len(sentence) > self.part_tokens:
-                yield piece
-                piece, size = [], 0
-            piece.append(sentence)  # type: ignore[arg-type]  # ids with ids, words with words
-            size += len(sentence)
-        yield piece
+        for sentence, length in enumerate(lengths.tolist()):
+            if size and size + length > self.part_tokens:
+                yield sentence
+                size = 0
+            size += length
+        yield len(lengths)
+
+    def _bucket(self, bucket: int) -> IO[bytes]:
+        if bucket not in self._files:
+            self._files[bucket] = (Path(self._folder.name) / str(bucket)).open("w+b")
+        return self._files[bucket]
 
     def __iter__(self) -> Iterator[Part]:
         for bucket in sorted(self._files):
             file = self._files[bucket]
             file.seek(0)
             rows = []
+            words: dict[str, str] = {}
             while True:
                 try:
-                    rows.append(pickle.load(file))
+                    key, number, part, lengths, tokens = pickle.load(file)
                 except EOFError:
                     break
-            for _, number, part, sentences in sorted(rows, key=lambda row: row[:3]):
-                yield Part(number, part, sentences)
+                if isinstance(tokens, list):
+                    tokens = [words.setdefault(word, word) for word in tokens]  # one object per distinct word
+                rows.append((key, number, part, lengths, tokens))
+            for _, number, _, lengths, tokens in sorted(rows, key=lambda row: row[:3]):
+                yield Part(number, lengths, tokens)

@@ -4,7 +4,9 @@ import contextlib
 import hashlib
 import io
 import json
+import shutil
 import tempfile
+import weakref
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,6 +15,9 @@ import numpy as np
 
 from pretrain.errors import DataError
 
+UNFINISHED = "unfinished"
+"""The file that says that a folder is ours to empty."""
+
 
 class Store:
     """Files of a prepared folder by relative name; `url` is a path or an fsspec URL."""
@@ -20,7 +25,7 @@ class Store:
     def __init__(self, url: str) -> None:
         self.url = url.rstrip("/")
         self.is_local = "://" not in url
-        self._scratch: tempfile.TemporaryDirectory[str] | None = None
+        self._scratch: Path | None = None
 
     def _filesystem(self) -> tuple[Any, str]:
         import fsspec
@@ -50,26 +55,30 @@ class Store:
         with FileLock(f"{self.url}.lock"):
             yield
 
-    def clear(self) -> None:
-        """Removes what an unfinished preparation left; refuses a folder that holds anything else."""
+    def begin(self) -> None:
+        """Empties the folder of an unfinished preparation and marks it; refuses one that holds anything else."""
         filesystem, root = self._filesystem()
-        if not filesystem.exists(root):
-            return
-        known = {"tokenizer", "train", "held_out", "unigrams.npy"}
-        strangers = sorted({Path(path).name for path in filesystem.ls(root, detail=False)} - known)
-        if strangers:
-            raise DataError(f"{self.url}: not a prepared folder: it holds {strangers[0]}")
-        filesystem.rm(root, recursive=True)
+        if filesystem.exists(root):
+            held = sorted(Path(path).name for path in filesystem.ls(root, detail=False))
+            if UNFINISHED in held:
+                filesystem.rm(root, recursive=True)
+            elif held:
+                raise DataError(f"{self.url}: not a prepared folder: it holds {held[0]} and no manifest.json")
+        with self.open(UNFINISHED, "wb") as stream:
+            stream.write(b"being prepared; safe to delete when no process is preparing it\n")
 
     def local_folder(self, name: str) -> Path:
         """A sub-folder as a local path to write to; `upload_folder` puts it in its place."""
-        if self.is_local:
-            folder = Path(self.url) / name
-        else:
-            self._scratch = self._scratch or tempfile.TemporaryDirectory()
-            folder = Path(self._scratch.name) / name
+        folder = (Path(self.url) if self.is_local else self._scratch_folder()) / name
         folder.mkdir(parents=True, exist_ok=True)
         return folder
+
+    def _scratch_folder(self) -> Path:
+        """A folder on disk that goes with this object."""
+        if self._scratch is None:
+            self._scratch = Path(tempfile.mkdtemp(prefix="pretrain-store-"))
+            weakref.finalize(self, shutil.rmtree, self._scratch, ignore_errors=True)
+        return self._scratch
 
     def upload_folder(self, name: str) -> None:
         """Copies a folder written through `local_folder` to the object store."""
@@ -79,7 +88,7 @@ class Store:
 
     def fetch_folder(self, name: str) -> Path:
         """A sub-folder as a local path to read from."""
-        if not self.is_local and self._scratch is None:
+        if not self.is_local and not (self._scratch_folder() / name).exists():
             folder = self.local_folder(name)
             filesystem, root = self._filesystem()
             for path in filesystem.ls(f"{root}/{name}", detail=False):
@@ -103,8 +112,11 @@ class Store:
         """Writes the manifest with its own checksum; from here on the folder is prepared."""
         text = json.dumps(manifest, sort_keys=True)
         checksum = hashlib.sha256(text.encode()).hexdigest()
-        with self.open("manifest.json", "wb") as stream:
+        with self.open("manifest.json.new", "wb") as stream:
             stream.write(json.dumps({"manifest": manifest, "sha256": checksum}, sort_keys=True, indent=1).encode())
+        filesystem, root = self._filesystem()
+        filesystem.mv(f"{root}/manifest.json.new", f"{root}/manifest.json")
+        filesystem.rm(f"{root}/{UNFINISHED}")
 
     def read_manifest(self) -> dict[str, Any] | None:
         """The manifest; None where the folder is not prepared. Raises DataError where it is damaged."""

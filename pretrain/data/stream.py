@@ -1,8 +1,8 @@
 """The examples of every step: a pure function of (corpus, seed, config), whatever the ranks, workers and resumes.
 
-A lane is an endless reader of blocks; lane l of L takes the blocks l, l + L, l + 2L … of a source's endless order, which
-is one permutation per epoch after another. A position says how many blocks a lane has finished and how many examples
-it has used of the next: nothing else needs to be known to go on.
+A lane is an endless reader of blocks; lane l of L takes the blocks l, l + L, l + 2L … of a source's endless order,
+which is one permutation per epoch after another. A position says how many blocks a lane has finished and how many
+examples it has used of the next: nothing else needs to be known to go on.
 """
 
 import functools
@@ -20,6 +20,9 @@ from pretrain.runtime.seeding import generator, seed_of
 
 StreamPosition = list[tuple[int, int]]
 """Per lane: blocks finished, examples used of the next."""
+
+FRUITLESS = 32
+"""Blocks in a row that may give no example: of a small source, a lane may meet the same block in several epochs."""
 
 
 class Maker(Protocol):
@@ -146,10 +149,10 @@ class Lane:
         """A source that never yields an example would spin for ever."""
         self._fruitless[source] = 0 if count else self._fruitless[source] + 1
         blocks = self._corpus.sources[source].shards.blocks
-        if self._fruitless[source] > blocks:
+        if self._fruitless[source] > max(blocks, FRUITLESS):
             name = self._corpus.sources[source].name
             raise DataError(
-                f"source {name}: no example in {self._fruitless[source]} blocks (it has {blocks}): "
+                f"source {name}: no example in {self._fruitless[source]} blocks read (it has {blocks}): "
                 "too little text for data.block_tokens and the model's lengths, or a single document"
             )
 

@@ -77,7 +77,7 @@ def spawn_ranks(command: Sequence[str], ranks: int) -> int:
     threads = os.environ.get("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // ranks)))
     shared = os.environ | {LAUNCHER: str(os.getpid()), "OMP_NUM_THREADS": threads}
     port = free_port()
-    running = [subprocess.Popen(command, env=shared | rank_environment(r, ranks, port)) for r in range(ranks)]
+    running: list[subprocess.Popen[bytes]] = []
 
     def forward(number: int, _: object) -> None:
         for process in running:
@@ -85,6 +85,8 @@ def spawn_ranks(command: Sequence[str], ranks: int) -> int:
 
     before = {number: signal.signal(number, forward) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
+        for rank in range(ranks):
+            running.append(subprocess.Popen(command, env=shared | rank_environment(rank, ranks, port)))
         return _wait(running)
     finally:
         _end(running)

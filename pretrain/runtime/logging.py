@@ -19,7 +19,7 @@ NOISY = (
 
 
 def set_up_logging(verbose: bool = False) -> None:
-    """Rank 0 from INFO, every rank from WARNING, to stderr; warnings are prefixed with the rank where there are several."""
+    """Rank 0 from INFO, the other ranks from WARNING and prefixed with their rank, to stderr."""
     rank, size = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
     prefix = f"[rank {rank}] " if size > 1 and rank > 0 else ""
     handler = logging.StreamHandler(sys.stderr)

@@ -12,7 +12,6 @@ run_root/name/
 
 import contextlib
 import json
-import os
 import platform
 import time
 from collections.abc import Iterator
@@ -20,9 +19,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-import yaml
-
-from pretrain.config.load import build_config, dump_config
+from pretrain.config.load import dump_config, load_config
 from pretrain.config.run import RunConfig
 from pretrain.errors import CheckpointError, ConfigError
 
@@ -47,11 +44,15 @@ class RunFolder:
         from filelock import FileLock, Timeout
 
         self.path.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(self.path / ".lock")
         try:
-            with FileLock(self.path / ".lock", timeout=LOCK_SECONDS):
-                yield
+            lock.acquire(timeout=LOCK_SECONDS)
         except Timeout:
             raise CheckpointError(f"{self.path}: another process is training in this folder") from None
+        try:
+            yield
+        finally:
+            lock.release()
 
     def check(self, config: RunConfig) -> None:
         """Refuses a folder that is no run folder, or holds a run that another config decided; changes nothing."""
@@ -81,13 +82,7 @@ class RunFolder:
         """The config that the run began with."""
         if not self.config_file.is_file():
             raise ConfigError(f"{self.path}: not a run folder: no config.yaml")
-        try:
-            values = yaml.safe_load(self.config_file.read_text(encoding="utf-8"))
-        except yaml.YAMLError as error:
-            raise ConfigError(f"{self.config_file}: not YAML: {' '.join(str(error).split())}") from None
-        if not isinstance(values, dict):
-            raise ConfigError(f"{self.config_file}: not a config")
-        return build_config(values, str(self.config_file))
+        return load_config(self.config_file)
 
     def begin(self, config: RunConfig, step: int, ranks: int, prepared: str) -> None:
         """Records a start at `step`, and drops the metrics of steps that will be trained again."""
@@ -141,4 +136,4 @@ def _write(path: Path, text: str) -> None:
     """Replaces a file in one go."""
     temporary = path.with_name(f".{path.name}.tmp")
     temporary.write_text(text, encoding="utf-8")
-    os.replace(temporary, path)
+    temporary.replace(path)

@@ -27,9 +27,11 @@ class Throughput:
             self._since = time.perf_counter()
 
     def read(self) -> float:
-        """Tokens per second since the last reading."""
+        """Tokens per second since the last reading; a clock that stands still goes on standing."""
+        running = self._since is not None
         self.pause()
         rate = self._tokens / max(self._seconds, 1e-9)
         self._tokens, self._seconds = 0, 0.0
-        self.go_on()
+        if running:
+            self.go_on()
         return rate

@@ -15,6 +15,7 @@ from pretrain.models.loss import LossSums, LossTerm
 from pretrain.runtime.distributed import sum_over_ranks
 from pretrain.runtime.seeding import seed_of
 from pretrain.training.optimizer import build_optimizer
+from pretrain.training.trained import build_initial_model
 
 
 class Pretraining(LightningModule):
@@ -34,9 +35,7 @@ class Pretraining(LightningModule):
             )
         self.config = config
         self.family = get_family(config.model.kind)
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed_of(config.seed, "weights"))
-            self.model = self.family.build_model(config.model, tokenizer.vocabulary_size)
+        self.model = build_initial_model(config, tokenizer)
         self.objective = self.family.build_objective(config.model, tokenizer)
         self.step = 0
         self.carried: Tensor | None = None

@@ -9,12 +9,13 @@ import torch
 
 from pretrain.config.run import RunConfig
 from pretrain.data.store import Store
-from pretrain.data.stream import PreparedSource, held_out_examples
+from pretrain.data.stream import PreparedSource, held_out_blocks, held_out_examples, held_out_sources
 from pretrain.errors import CheckpointError, DataError
 from pretrain.models import get_family
 from pretrain.models.family import Batch, ModelFolder, Tokenizer
 from pretrain.models.loss import Losses, measure_held_out
 from pretrain.runtime.run_folder import RunFolder
+from pretrain.runtime.seeding import seed_of
 from pretrain.training import checkpoint
 
 HELD_OUT_ROWS = 16
@@ -108,3 +109,24 @@ def evaluate_model(
             return objective(model, {name: tensor.to(device) for name, tensor in batch.items()}, carried, seed=0)
 
     return measure_held_out(step, blocks, held_out_batches(folder.config, tokenizer, sources), device=device)
+
+
+def build_untrained(config: RunConfig, store: Store) -> ModelFolder:
+    """The model that a run begins with."""
+    tokenizer = load_tokenizer(config, store)
+    return ModelFolder(build_initial_model(config, tokenizer), tokenizer, config.model)
+
+
+def build_initial_model(config: RunConfig, tokenizer: Tokenizer) -> torch.nn.Module:
+    """A freshly initialised model: a pure function of the seed, the model's options and the vocabulary size."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed_of(config.seed, "weights"))
+        return get_family(config.model.kind).build_model(config.model, tokenizer.vocabulary_size)
+
+
+def evaluate_run(folder: ModelFolder, store: Store) -> Losses:
+    """The loss of a model over all the held-out text of a prepared corpus."""
+    manifest = store.read_manifest()
+    assert manifest is not None and folder.tokenizer is not None
+    sources = held_out_sources(store, manifest)
+    return evaluate_model(folder, folder.tokenizer, sources, held_out_blocks(sources, None))

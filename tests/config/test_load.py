@@ -1,0 +1,194 @@
+"""Configs from files and overrides: what is read, and how a user's mistakes are told."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from pretrain.config.load import dump_config, load_config
+from pretrain.config.models import ElmoConfig
+from pretrain.config.run import RunConfig
+from pretrain.errors import ConfigError
+from tests.runs import REPOSITORY
+
+CONFIGS = sorted((REPOSITORY / "configs").rglob("*.yaml"))
+ELMO, BERT = "configs/elmo/demo.yaml", "configs/bert/demo.yaml"
+
+
+def problems(*overrides: str, path: str | Path = ELMO) -> list[str]:
+    """The lines of the error that a config with overrides gives, without the file's name."""
+    with pytest.raises(ConfigError) as caught:
+        load_config(path, overrides)
+    return [line.removeprefix(f"{path}: ") for line in str(caught.value).splitlines()]
+
+
+def test_there_are_configs() -> None:
+    assert {"elmo/demo.yaml", "bert/demo.yaml"} <= {f"{path.parent.name}/{path.name}" for path in CONFIGS}
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: f"{path.parent.name}-{path.stem}")
+def test_every_shipped_config_loads_also_when_cut_short(path: Path, tmp_path: Path) -> None:
+    config = load_config(path)
+    assert config.model.kind == path.parent.name
+    assert load_config(path, ["schedule.total_steps=4"]).schedule.total_steps == 4
+    dumped = tmp_path / "config.yaml"
+    dumped.write_text(dump_config(config), encoding="utf-8")
+    assert load_config(dumped) == config
+
+
+def test_every_problem_is_told_at_once_with_its_path_and_value() -> None:
+    assert problems("seed=true", "data.lanes=8.0", "model.dropuot=1", "tokenizer.words=all", "batch.micro_size=0") == [
+        "seed: must be a whole number (given: True)",
+        "data.lanes: must be a whole number (given: 8.0)",
+        "tokenizer.words: must be 'whitespace' or 'unicode' (given: 'all')",
+        "model.dropuot: no such option",
+        "batch.micro_size: must be more than 0 (given: 0)",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("override", "lines"),
+    [
+        ("data.sources=[]", ["data.sources: must not be empty (given: [])"]),
+        ("data.sources=3", ["data.sources: must be a list (given: 3)"]),
+        ("data.sources=[{kind: text}]", ["data.sources.0.files: missing"]),
+        ("data.sources=[{files: a}]", ["data.sources.0.kind: missing"]),
+        ("data.sources=[{kind: text, files: []}]", ["data.sources.0.files: must not be empty (given: [])"]),
+        ("data.sources=[{kind: text, files: [a, 3]}]", ["data.sources.0.files.1: must be text (given: 3)"]),
+        ("data.sources=[{kind: text, files: a, feild: b}]", ["data.sources.0.feild: no such option"]),
+        (
+            "data.sources=[{kind: text, files: {a: 1}}]",
+            ["data.sources.0.files: must be text (given: a section of options)"],
+        ),
+        (
+            "data.sources=[{kind: tape, files: a}]",
+            [
+                "data.sources.0.kind: must be one of 'text', 'json', 'parquet', 'arrow', 'hub', 'python_docs' "
+                "(given: 'tape')"
+            ],
+        ),
+        (
+            "data.sources=[{kind: text, files: a, name: x}, {kind: text, files: b, name: x}]",
+            ["data: two sources are named x: give them names that differ"],
+        ),
+        ("data.held_out=all", ["data.held_out: must be a number (given: 'all')"]),
+        ("data.held_out=1", ["data.held_out: must be less than 1.0 (given: 1)"]),
+        ("data.held_out=[{kind: text, files: 3}]", ["data.held_out.0.files: must be text (given: 3)"]),
+        ("data.language=English", ["data.language: does not match ^[a-z]{2,3}$ (given: 'English')"]),
+        ("model=3", ["model: must be a section of options (given: 3)"]),
+        ("model.kind=gpt", ["model.kind: must be one of 'elmo', 'bert' (given: 'gpt')"]),
+        ("model.filters=[]", ["model.filters: must not be empty (given: [])"]),
+        ("model.filters=[[1, 16], [2]]", ["model.filters.1.1: missing"]),
+        ("model.filters=[[60, 8]]", ["model: filters has a width of 60, more than max_characters (50)"]),
+        ("model.initialize_from=3", ["model.initialize_from: must be a path (given: 3)"]),
+        ("name=a/b", ["name: does not match ^[A-Za-z0-9_.-]+$ (given: 'a/b')"]),
+        ("tokenizer.lowercase=yes", ["tokenizer.lowercase: must be true or false (given: 'yes')"]),
+        ("optimizer.peak_learning_rate=.nan", ["optimizer.peak_learning_rate: must be a finite number (given: nan)"]),
+        ("optimizer.beta1=0.5", ["optimizer.beta1: no such option"]),
+        ("optimizer={kind: adamw}", ["optimizer.peak_learning_rate: missing"]),
+        ("batch=null", ["batch: must be a section of options (given: None)"]),
+        ("sharding.ranks=many", ["sharding.ranks: must be 'auto' (given: 'many')"]),
+        ("sharding.zero_stage=4", ["sharding.zero_stage: must be 0, 1, 2 or 3 (given: 4)"]),
+    ],
+)
+def test_a_mistake_is_told_in_plain_words(override: str, lines: list[str]) -> None:
+    assert problems(override) == lines
+
+
+def test_contradictions_are_told_one_a_line() -> None:
+    assert problems("batch.global_size=30", "batch.micro_size=7") == [
+        "batch.global_size (30) is not a multiple of data.lanes (8)",
+        "batch.global_size (30) is not a multiple of batch.micro_size (7)",
+    ]
+    assert problems("tokenizer={kind: wordpiece}") == [
+        "tokenizer.kind is wordpiece, which model.kind elmo cannot read"
+    ]
+    assert problems("model.num_heads=3", "model.max_sequence_length=500", path=BERT) == [
+        "model: hidden_size (128) is not a multiple of num_heads (3)",
+        "model: max_sequence_length (500) is more than max_positions (128)",
+    ]
+
+
+def test_mistaken_overrides_are_told_together() -> None:
+    lines = problems("seed", "=3", "seed.x=1", "seed={")
+    assert lines[:3] == [
+        "'seed' is not an override of the form section.option=value",
+        "'=3' is not an override of the form section.option=value",
+        "override 'seed.x=1': seed is not a section of options",
+    ]
+    assert lines[3].startswith("override 'seed={': not YAML: ")
+    assert len(lines) == 4
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("seed: 1\nname: x\nseed: 2\n", "not YAML: 'seed' stands twice"),
+        ("model: {kind: elmo, dropout: 0, dropout: 1}\n", "not YAML: 'dropout' stands twice"),
+        ("a: [\n", "not YAML: "),
+        ("name: 2024-02-31\n", "not YAML: "),
+        ("- 1\n", "not a config: expected sections and options, found list"),
+        ("", "not a config: expected sections and options, found NoneType"),
+    ],
+)
+def test_a_file_that_is_no_config(text: str, message: str, tmp_path: Path) -> None:
+    path = tmp_path / "bad.yaml"
+    path.write_text(text, encoding="utf-8")
+    lines = problems(path=path)
+    assert len(lines) == 1
+    assert lines[0].startswith(message)
+
+
+def test_a_file_that_cannot_be_read(tmp_path: Path) -> None:
+    assert problems(path=tmp_path / "none.yaml") == ["no such config file"]
+    (tmp_path / "latin.yaml").write_bytes(b"name: caf\xe9\n")
+    assert problems(path=tmp_path / "latin.yaml")[0].startswith("cannot be read: ")
+
+
+def test_numbers_and_words_are_what_they_look_like(tmp_path: Path) -> None:
+    config = load_config(
+        ELMO,
+        ["optimizer.peak_learning_rate=1e-4", "schedule.total_steps=1e2", "logging.wandb=off", "data.held_out=0"],
+    )
+    assert config.optimizer.peak_learning_rate == 1e-4
+    assert config.schedule.total_steps == 100
+    assert config.logging.wandb == "off"
+    assert config.data.held_out == 0.0
+    assert load_config(ELMO, ['name="1e4"']).name == "1e4"
+
+
+def test_overrides_reach_into_sections_and_replace_lists() -> None:
+    sources = "data.sources=[{kind: text, files: [a.txt, b.txt], weight: 2}, {kind: json, files: c.jsonl, field: body}]"
+    config = load_config(ELMO, [sources, "model.filters=[[1, 4], [3, 8]]", "logging.wandb_entity=team"])
+    assert config.data.source_names() == ["text-0", "json-1"]
+    assert [source.weight for source in config.data.sources] == [2.0, 1.0]
+    assert isinstance(config.model, ElmoConfig)
+    assert config.model.filters == ((1, 4), (3, 8))
+    assert config.logging.wandb_entity == "team"
+
+
+def test_what_is_dumped_loads_as_the_same_config(tmp_path: Path) -> None:
+    overrides = [
+        'data.sources=[{kind: json, files: ["1e5", "off", "ü ñ", "a: b"], field: "1e4", name: "007", weight: 1e-7}]',
+        "data.held_out=[{kind: python_docs}]",
+        "seed=9223372036854775807",
+        "model.initialize_from=some/folder",
+        "optimizer.peak_learning_rate=1e-5",
+        "logging.wandb_entity='null'",
+    ]
+    config = load_config(ELMO, overrides)
+    path = tmp_path / "config.yaml"
+    path.write_text(dump_config(config), encoding="utf-8")
+    assert load_config(path) == config
+    plain: dict[str, Any] = yaml.safe_load(path.read_text(encoding="utf-8"))
+    assert plain["data"]["sources"][0]["files"] == ["1e5", "off", "ü ñ", "a: b"]
+
+
+def test_a_config_is_frozen_and_its_tokenizer_follows_the_model() -> None:
+    config = load_config(BERT)
+    assert config.tokenizer.kind == "wordpiece"
+    assert load_config(ELMO).tokenizer.kind == "words"
+    with pytest.raises(ValueError, match="frozen"):
+        config.seed = 3  # type: ignore[misc]
+    assert RunConfig.model_validate(config.model_dump()) == config

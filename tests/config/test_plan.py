@@ -1,0 +1,94 @@
+"""The numbers that follow from a config, against models that are really built and against published ones."""
+
+import pytest
+import torch
+
+from pretrain.config.load import load_config
+from pretrain.config.models import ElmoConfig
+from pretrain.config.plan import plan_run
+from pretrain.config.training import ScheduleConfig
+from pretrain.models import FAMILIES, get_family
+
+
+@pytest.mark.parametrize("kind", FAMILIES)
+def test_parameters_are_those_of_the_model_that_is_built(kind: str) -> None:
+    config = load_config(f"configs/{kind}/demo.yaml")
+    with torch.device("meta"):
+        model = get_family(kind).build_model(config.model, config.tokenizer.vocabulary_size)
+    built = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+    assert plan_run(config, 2).parameters == built
+
+
+@pytest.mark.parametrize(
+    ("cell_size", "projection_size", "num_highways", "published"),
+    [(1024, 128, 1, 13_593_296), (2048, 256, 1, 28_027_728), (4096, 512, 2, 93_600_848)],
+    ids=["small", "medium", "original and 5.5B"],
+)
+def test_published_sizes_of_elmo(cell_size: int, projection_size: int, num_highways: int, published: int) -> None:
+    """The totals of the published HDF5 files (allennlp.org/elmo: 13.6, 28.0, 93.6 and 93.6 million)."""
+    config = ElmoConfig(cell_size=cell_size, projection_size=projection_size, num_highways=num_highways)
+    assert config.encoder_parameters() == published
+
+
+def test_the_original_elmo_with_its_softmax() -> None:
+    assert ElmoConfig().parameters(793_471) == 500_651_471
+
+
+def test_derived_numbers_of_a_run() -> None:
+    config = load_config("configs/bert/demo.yaml")
+    plan = plan_run(config, 2)
+    assert plan.accumulation == 32 // (8 * 2) == config.accumulation(2)
+    assert plan.tokens_per_step == 32 * 64
+    assert plan.total_tokens == 300 * 32 * 64
+    assert plan.total_flops == plan.flops_per_token * plan.total_tokens
+    # 16 bytes a parameter (weights, gradients, two states of AdamW), of which each stage shards more.
+    assert plan.memory == {0: 16 * plan.parameters, 1: 12 * plan.parameters, 2: 10 * plan.parameters} | {
+        3: 8 * plan.parameters
+    }
+    assert len(plan.lines()) == 8
+
+
+def test_what_ranks_a_run_can_be_spread_over() -> None:
+    config = load_config("configs/bert/demo.yaml")
+    assert config.rank_problems(1) == config.rank_problems(4) == []
+    assert config.rank_problems(3) == [
+        "data.lanes (8) is not a multiple of the ranks (3)",
+        "batch.global_size (32) is not a multiple of batch.micro_size times the ranks (8 × 3)",
+    ]
+    assert config.rank_problems(8) == [
+        "batch.global_size (32) is not a multiple of batch.micro_size times the ranks (8 × 8)"
+    ]
+
+
+def test_what_decides_a_run_and_what_does_not() -> None:
+    path = "configs/bert/demo.yaml"
+    decided = load_config(path).deciding()
+    free = ["data.workers=2", "data.folder=x", "batch.micro_size=4", "sharding.zero_stage=0", "run_root=elsewhere"]
+    assert load_config(path, [*free, "logging.every_steps=3", "checkpoint.keep_last=1"]).deciding() == decided
+    changed = load_config(path, ["seed=2", "data.lanes=4", "model.dropout=0", "batch.global_size=64"]).deciding()
+    assert {key for key in decided if decided[key] != changed[key]} == {
+        "seed",
+        "data.lanes",
+        "model.dropout",
+        "batch.global_size",
+    }
+
+
+def test_the_linear_schedule() -> None:
+    schedule = ScheduleConfig(total_steps=10, warmup_steps=4)
+    factors = [schedule.factor(step) for step in range(10)]
+    assert factors[:4] == [0.25, 0.5, 0.75, 1.0]
+    assert factors[4:] == [1.0, *(pytest.approx(n / 6) for n in (5, 4, 3, 2, 1))]
+    assert schedule.factor(10) == schedule.factor(99) == 0.0
+
+
+def test_a_constant_schedule_stays_at_its_peak() -> None:
+    schedule = ScheduleConfig(total_steps=10, warmup_steps=2, decay="constant")
+    assert [schedule.factor(step) for step in (0, 1, 2, 50)] == [0.5, 1.0, 1.0, 1.0]
+
+
+def test_a_total_shorter_than_the_warm_up_ends_in_the_ramp() -> None:
+    schedule = ScheduleConfig(total_steps=3, warmup_steps=10)
+    assert [schedule.factor(step) for step in range(3)] == [0.1, 0.2, 0.3]
+    assert ScheduleConfig(total_steps=3, warmup_steps=3).factor(3) == 0.0
+    assert schedule.factor(12) == 0.0
