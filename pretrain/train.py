@@ -2,10 +2,13 @@
 
 import logging
 import sys
+import time
 from pathlib import Path
 
+from pretrain.config.load import dump_config
 from pretrain.config.run import RunConfig
 from pretrain.data.prepare import ensure_prepared, prepared_store
+from pretrain.data.store import Store
 from pretrain.errors import ConfigError
 from pretrain.models import get_family
 from pretrain.runtime.distributed import World, become_only_rank, end_with_launcher, spawn_ranks, world
@@ -73,23 +76,26 @@ def train_rank(config: RunConfig, world: World, stop_after: int | None) -> None:
     """Trains as one rank; rank 0 holds the folder's lock, and prepares where nobody did before."""
     from pretrain.training.trainer import run_rank
 
-    folder = RunFolder(config.folder)
     if world.rank > 0:
-        store = prepared_store(config)
-        run_rank(config, store, world, stop_after)
+        run_rank(config, wait_prepared(config), world, stop_after)
         return
-    with folder.lock():
+    with RunFolder(config.folder).lock():
         store = ensure_prepared(config, get_family(config.model.kind))
         run_rank(config, store, world, stop_after)
 
 
-def rank_command(config: RunConfig, stop_after: int | None) -> list[str]:
-    """The command that one rank runs: this program with the resolved config, which it gets as overrides of itself."""
-    folder = config.folder
-    folder.mkdir(parents=True, exist_ok=True)
-    resolved = folder / ".resolved.yaml"
-    from pretrain.config.load import dump_config
+def wait_prepared(config: RunConfig) -> Store:
+    """The prepared corpus, once rank 0 has made it; where that fails, rank 0's end takes this rank along."""
+    store = prepared_store(config)
+    while store.read_manifest() is None:
+        time.sleep(0.5)
+    return store
 
+
+def rank_command(config: RunConfig, stop_after: int | None) -> list[str]:
+    """The command that one rank runs: this program on the resolved config."""
+    config.folder.mkdir(parents=True, exist_ok=True)
+    resolved = config.folder / ".resolved.yaml"
     resolved.write_text(dump_config(config), encoding="utf-8")
     command = [sys.executable, "-m", "pretrain", "train", str(resolved)]
     return command + ([] if stop_after is None else ["--stop-after", str(stop_after)])

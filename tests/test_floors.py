@@ -113,7 +113,9 @@ def test_the_rule_finds_a_violation(module: str, source: str) -> None:
 
 
 def test_the_rule_allows_what_it_should() -> None:
-    allowed = "from pretrain.models.loss import exp\nfrom pretrain.data import stream\nimport pretrain.errors\nimport torch"
+    allowed = (
+        "from pretrain.models.loss import exp\nfrom pretrain.data import stream\nimport pretrain.errors\nimport torch"
+    )
     assert violations("training.trainer", allowed, {"train"}) == []
     assert violations("train", allowed, {"train"}) == []
     assert violations("cli", "from pretrain.train import train", {"train"}) == []

@@ -238,7 +238,7 @@ def _encode(
 
 
 def _bounded(tokens: Any, most: int) -> Any:
-    """A sentence in pieces of at most `most` tokens (a text without full stops is one sentence); none of an empty one."""
+    """A sentence in pieces of at most `most` tokens: a file without full stops is one sentence. None if empty."""
     return (tokens[start : start + most] for start in range(0, len(tokens), most))
 
 

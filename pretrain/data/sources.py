@@ -148,7 +148,17 @@ def _undecodable(file: str) -> str | None:
     return None
 
 
-SKIPPED = {"site-packages", "dist-packages", "test", "tests", "idlelib", "lib2to3", "turtledemo"}
+SKIPPED = {
+    "site-packages",
+    "dist-packages",
+    "test",
+    "tests",
+    "idlelib",
+    "lib2to3",
+    "turtledemo",
+    "encodings",
+    "pydoc_data",
+}
 
 
 @functools.cache
@@ -173,8 +183,18 @@ def _docstrings(path: Path) -> list[str]:
             tree = ast.parse(path.read_bytes())
     except (SyntaxError, ValueError):  # a template or a data file that only looks like a module
         return []
-    documented = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
-    return [text for node in ast.walk(tree) if isinstance(node, documented) and (text := ast.get_docstring(node))]
+    return [text for node in _documented(tree) if (text := ast.get_docstring(node))]
+
+
+def _documented(
+    node: ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef,
+) -> Iterator[ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef]:
+    """A module or class with the classes, functions and methods in it."""
+    yield node
+    if isinstance(node, ast.Module | ast.ClassDef):
+        for inner in node.body:
+            if isinstance(inner, ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+                yield from _documented(inner)
 
 
 def unwrap(text: str) -> str:

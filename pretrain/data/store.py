@@ -27,6 +27,11 @@ class Store:
         self.is_local = "://" not in url
         self._scratch: Path | None = None
 
+    @property
+    def absolute(self) -> str:
+        """The path or URL, whatever the working directory."""
+        return str(Path(self.url).absolute()) if self.is_local else self.url
+
     def _filesystem(self) -> tuple[Any, str]:
         import fsspec
 

@@ -10,7 +10,7 @@ import torch
 from pretrain.config.run import RunConfig
 from pretrain.data.store import Store
 from pretrain.data.stream import PreparedSource, held_out_blocks, held_out_examples, held_out_sources
-from pretrain.errors import CheckpointError, DataError
+from pretrain.errors import CheckpointError, ConfigError, DataError
 from pretrain.models import get_family
 from pretrain.models.family import Batch, ModelFolder, Tokenizer
 from pretrain.models.loss import Losses, measure_held_out
@@ -60,6 +60,8 @@ def choose_checkpoint(folder: Path, which: str) -> Path:
         if newest is None:
             raise CheckpointError(f"{folder}: no checkpoint")
         return newest
+    if which != "best" and not which.isdecimal():
+        raise ConfigError(f"--checkpoint {which}: expected best, newest or the number of a step")
     path = best.resolve() if which == "best" else folder / checkpoint.checkpoint_name(int(which))
     if not path.exists():
         steps = ", ".join(str(int(p.name.removeprefix("step-"))) for p in sorted(folder.glob("step-*")))

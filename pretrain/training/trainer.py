@@ -61,7 +61,7 @@ def run_rank(config: RunConfig, store: Store, world: World, stop_after: int | No
     else:
         positions = state.positions
     if world.rank == 0:
-        folder.begin(config, step, world.size, store.url)
+        folder.begin(config, step, world.size, store.absolute)
         if newest:
             log.info("resuming %s at step %d of %d", folder.path, step, config.schedule.total_steps)
     torch.use_deterministic_algorithms(config.deterministic)

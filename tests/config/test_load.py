@@ -101,9 +101,7 @@ def test_contradictions_are_told_one_a_line() -> None:
         "batch.global_size (30) is not a multiple of data.lanes (8)",
         "batch.global_size (30) is not a multiple of batch.micro_size (7)",
     ]
-    assert problems("tokenizer={kind: wordpiece}") == [
-        "tokenizer.kind is wordpiece, which model.kind elmo cannot read"
-    ]
+    assert problems("tokenizer={kind: wordpiece}") == ["tokenizer.kind is wordpiece, which model.kind elmo cannot read"]
     assert problems("model.num_heads=3", "model.max_sequence_length=500", path=BERT) == [
         "model: hidden_size (128) is not a multiple of num_heads (3)",
         "model: max_sequence_length (500) is more than max_positions (128)",

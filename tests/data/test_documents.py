@@ -9,7 +9,19 @@ from pretrain.config.data import DataConfig, TextSource
 from pretrain.data.documents import is_held_out, read_documents, sentence_splitter, splits, training_sentences
 from pretrain.errors import DataError
 
-ALPHABET = [*"ab .?!\"'()A1\u00a0\t\u2028\u3000…。„é-–—", "Dr.", "e.g.", "U.S.", "J.", "«", "»", "”", "...", "\n", "\r\n"]
+ALPHABET = [
+    *"ab .?!\"'()A1\u00a0\t\u2028\u3000…。„é-–—",
+    "Dr.",
+    "e.g.",
+    "U.S.",
+    "J.",
+    "«",
+    "»",
+    "”",
+    "...",
+    "\n",
+    "\r\n",
+]
 
 
 def test_paragraphs_are_cut_into_sentences() -> None:
