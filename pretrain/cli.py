@@ -1,18 +1,28 @@
 """The command line: thin commands over the verbs. Nothing heavy is imported before a command runs."""
 
+import errno
 import json
 import sys
+import time
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, NoReturn
 
 import click
 
 from pretrain.errors import ConfigError, PretrainError
+from pretrain.runtime.distributed import world
 from pretrain.runtime.logging import set_up_logging
 
+LINES = ["paragraph", "sentence", "wrapped"]
 CONFIG = click.argument("config", type=str)
 OVERRIDES = click.argument("overrides", nargs=-1, metavar="[section.option=value …]")
-NEEDS_TRAIN = {"datasets", "deepspeed", "filelock", "fsspec", "lightning", "matplotlib", "pyarrow", "sentencex", "wandb"}
+NEEDS_TRAIN = {
+    "datasets", "deepspeed", "filelock", "fsspec", "lightning", "matplotlib", "pyarrow", "sentencex", "wandb",
+}  # fmt: skip
+THE_MACHINES = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.ENOSPC, errno.EDQUOT}
+"""Errors of the file system that are no bug of ours."""
+RANK_0_SECONDS = 10
+"""How long another rank leaves it to rank 0 to name a mistake that met all ranks alike, and to end them."""
 
 
 class Commands(click.Group):
@@ -23,14 +33,25 @@ class Commands(click.Group):
         try:
             return super().invoke(ctx)
         except PretrainError as error:
-            click.echo("\n".join(f"error: {line}" for line in str(error).splitlines()), err=True)
-            sys.stderr.flush()
-            raise SystemExit(error.exit_code) from None
+            leave(str(error))
+        except OSError as error:
+            if error.errno not in THE_MACHINES or error.filename is None:
+                raise
+            leave(f"{error.filename}: {error.strerror}")
         except ModuleNotFoundError as error:
             if (error.name or "").partition(".")[0] not in NEEDS_TRAIN:
                 raise
-            click.echo(f"error: this needs {error.name}: pip install 'pretrain[train]'", err=True)
-            raise SystemExit(2) from None
+            leave(f"this needs {error.name}: pip install 'pretrain[train]'")
+
+
+def leave(problems: str) -> NoReturn:
+    """Says each problem in a line, and exits with 2."""
+    this = world()
+    if this is not None and this.rank > 0:
+        time.sleep(RANK_0_SECONDS)
+    click.echo("\n".join(f"error: {line}" for line in problems.splitlines()), err=True)
+    sys.stderr.flush()
+    raise SystemExit(PretrainError.exit_code) from None
 
 
 @click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
@@ -62,7 +83,6 @@ def prepare(config: str, overrides: tuple[str, ...]) -> None:
 def train(config: str, overrides: tuple[str, ...], stop_after: int | None) -> None:
     """Pretrain CONFIG, or resume it where its run folder holds a checkpoint."""
     from pretrain.config.load import load_config
-    from pretrain.runtime.distributed import world
     from pretrain.train import train
 
     launched = world() is not None
@@ -75,7 +95,7 @@ def train(config: str, overrides: tuple[str, ...], stop_after: int | None) -> No
 @click.argument("target", metavar="RUN|MODEL", type=click.Path(path_type=Path))
 @click.option("--data", multiple=True, metavar="FILE", help="Text to evaluate on, instead of the run's held-out text.")
 @click.option("--checkpoint", default="best", show_default=True, help="Of a run: best, newest, or a step.")
-@click.option("--lines", type=click.Choice(["paragraph", "sentence", "wrapped"]), default="paragraph", show_default=True)
+@click.option("--lines", type=click.Choice(LINES), default="paragraph", show_default=True, help="What a line is.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def evaluate(target: Path, data: tuple[str, ...], checkpoint: str, lines: str, as_json: bool) -> None:
     """Held-out loss and perplexity of a run, or of a model folder on the text of --data."""
@@ -107,6 +127,22 @@ def demo(folder: Path) -> None:
     demo(folder, click.echo)
 
 
+@main.command()
+@CONFIG
+@OVERRIDES
+@click.option("--steps", type=click.IntRange(min=1), default=10, show_default=True, help="Timed steps.")
+@click.option("--json", "file", type=click.Path(path_type=Path), metavar="FILE", help="Write all numbers to FILE.")
+def bench(config: str, overrides: tuple[str, ...], steps: int, file: Path | None) -> None:
+    """Time the training steps of CONFIG in one process, beside a peer's: tokens/s, FLOP/s, memory."""
+    from pretrain.bench import bench
+    from pretrain.config.load import load_config
+
+    result = bench(load_config(config, overrides), steps)
+    click.echo("\n".join(result.lines()))
+    if file is not None:
+        file.write_text(json.dumps(result.values(), indent=1) + "\n", encoding="utf-8")
+
+
 @main.command("config")
 @CONFIG
 @OVERRIDES
@@ -132,7 +168,15 @@ def show_config(config: str, overrides: tuple[str, ...]) -> None:
 @click.option("--output", type=click.Choice(["words", "pieces", "sentence"]), default="words", show_default=True)
 @click.option("--split", is_flag=True, help="Lines are words separated by white space: take them as they are.")
 @click.option("--batch-size", type=click.IntRange(min=1), default=32, show_default=True, help="Texts at a time.")
-def embed(model: Path, input: str, out: Path, layers: str, output: str, split: bool, batch_size: int) -> None:
+def embed(
+    model: Path,
+    input: str,
+    out: Path,
+    layers: str,
+    output: Literal["words", "pieces", "sentence"],
+    split: bool,
+    batch_size: int,
+) -> None:
     """Turn the lines of INPUT (a file, or - for standard input) into vectors of MODEL, a model folder."""
     from pretrain.embed import embed, parse_layers
 

@@ -19,7 +19,7 @@ from pretrain.export import export
 from pretrain.models import FAMILIES, get_family
 from pretrain.models.family import ModelFolder
 from pretrain.runtime.run_folder import RunFolder
-from pretrain.train import train
+from pretrain.train import count_gpus, local_ranks, train
 from pretrain.training.trained import build_untrained, evaluate_run
 
 log = logging.getLogger(__name__)
@@ -106,8 +106,9 @@ def demo(folder: Path, say: Callable[[str], None]) -> Path:
 
 def show_family(kind: str, folder: Path, say: Callable[[str], None]) -> Shown:
     """Trains one family's demo config, exports it, and looks at what it has learned."""
-    config = load_config(f"configs/{kind}/demo.yaml", [f"run_root={folder}"])
-    ranks = config.sharding.ranks
+    gpus = ["sharding.ranks=auto"] if count_gpus() else []  # each rank needs one of its own
+    config = load_config(f"configs/{kind}/demo.yaml", [f"run_root={folder}", *gpus])
+    ranks = local_ranks(config)
     say(f"\n{kind}: training {config.schedule.total_steps} steps on {ranks} ranks, ZeRO {config.sharding.zero_stage}")
     run = train(config)
     model = folder / f"{config.name}-model"

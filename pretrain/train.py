@@ -11,7 +11,7 @@ from pretrain.data.prepare import ensure_prepared, prepared_store
 from pretrain.data.store import Store
 from pretrain.errors import ConfigError
 from pretrain.models import get_family
-from pretrain.runtime.distributed import World, become_only_rank, end_with_launcher, spawn_ranks, world
+from pretrain.runtime.distributed import World, end_with_launcher, only_rank, spawn_ranks, world
 from pretrain.runtime.run_folder import RunFolder
 from pretrain.training.checkpoint import find_newest, read_state
 
@@ -29,17 +29,17 @@ def train(config: RunConfig, stop_after: int | None = None) -> Path:
     check_ranks(config, ranks, launched)
     folder = RunFolder(config.folder)
     folder.check(config)
+    if finished(config, folder):
+        log.info("%s is at its last step, %d: nothing to do", folder.path, config.schedule.total_steps)
+        return folder.path
     if launched:
         end_with_launcher()
         train_rank(config, launched, stop_after)
         return folder.path
-    if finished(config, folder):
-        log.info("%s is at its last step, %d", folder.path, config.schedule.total_steps)
-        return folder.path
     ensure_prepared(config, get_family(config.model.kind))
     if ranks == 1:
-        become_only_rank()
-        train_rank(config, World(0, 0, 1, 1), stop_after)
+        with only_rank() as alone:
+            train_rank(config, alone, stop_after)
         return folder.path
     code = spawn_ranks(rank_command(config, stop_after), ranks)
     if code:
@@ -51,9 +51,14 @@ def local_ranks(config: RunConfig) -> int:
     """Processes to start on this host."""
     if config.sharding.ranks != "auto":
         return config.sharding.ranks
+    return max(1, count_gpus())
+
+
+def count_gpus() -> int:
+    """CUDA devices of this host."""
     import torch
 
-    return max(1, torch.cuda.device_count())
+    return torch.cuda.device_count()
 
 
 def check_ranks(config: RunConfig, ranks: int, launched: World | None) -> None:
@@ -61,7 +66,10 @@ def check_ranks(config: RunConfig, ranks: int, launched: World | None) -> None:
     problems = config.rank_problems(ranks)
     wanted = config.sharding.ranks
     if launched and wanted != "auto" and wanted != launched.local_size:
-        problems.append(f"sharding.ranks is {wanted}, the launcher started {launched.local_size} processes on this host")
+        problems.append(f"sharding.ranks is {wanted}, the launcher started {launched.local_size} on this host")
+    local = launched.local_size if launched else ranks
+    if 0 < (gpus := count_gpus()) < local:
+        problems.append(f"sharding.ranks is {local}, this host has {gpus} GPUs: a rank needs one of its own")
     if problems:
         raise ConfigError("\n".join(problems))
 

@@ -53,7 +53,7 @@ def _running(node: ast.AST) -> list[ast.AST]:
 
 def top_imports(source: str) -> set[str]:
     """The packages that importing a source imports at once."""
-    tops = [node for node in ast.parse(source).body if isinstance(node, ast.Import | ast.ImportFrom)]
+    tops: list[ast.stmt] = [n for n in ast.parse(source).body if isinstance(n, ast.Import | ast.ImportFrom)]
     return {name.partition(".")[0] for name in imports(ast.unparse(ast.Module(tops, [])))}
 
 

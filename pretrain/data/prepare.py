@@ -31,7 +31,7 @@ from pretrain.errors import ConfigError, DataError
 
 log = logging.getLogger(__name__)
 
-FORMAT = 1
+FORMAT = 2
 COUNTS = ("documents", "sentences", "words", "unknown_words", "characters", "characters_left_out", "tokens")
 DOCUMENTS_AT_A_TIME = 64
 

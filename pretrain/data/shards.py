@@ -4,7 +4,7 @@ import hashlib
 import itertools
 from collections import deque
 from collections.abc import Iterable, Iterator
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 import pyarrow as pa
@@ -48,24 +48,50 @@ def cut_blocks(parts: Iterable[Part], tokens: int, block_tokens: int) -> Iterato
 
 
 def write_shards(store: Store, name: str, spool: Spool, block_tokens: int) -> list[dict[str, Any]]:
-    """Writes all blocks; returns per shard its file, number of blocks, size in bytes and SHA-256."""
+    """Writes all blocks; returns per shard its file, number of blocks, size in bytes and checksums.
+
+    A checksum for each block and one for the metadata, since Parquet's own leave out its headers and its footer.
+    """
     shards: list[dict[str, Any]] = []
     blocks = cut_blocks(spool, spool.tokens, block_tokens)
     while first := next(blocks, None):
         file = f"{name}-{len(shards):05d}.parquet"
         table = _table(first)
         written = 0
-        options = {"compression": "zstd", "write_page_checksum": True}
-        with store.open(file, "wb") as stream, pq.ParquetWriter(stream, table.schema, **options) as writer:
+        with store.open(file, "wb") as stream, pq.ParquetWriter(stream, table.schema, compression="zstd") as writer:
             for block in itertools.chain([first], itertools.islice(blocks, BLOCKS_PER_SHARD - 1)):
                 table = _table(block)
                 writer.write_table(table, row_group_size=len(table))
                 written += 1
-        with store.open(file) as stream:
-            digest = hashlib.file_digest(stream, "sha256").hexdigest()
-            size = stream.seek(0, 2)
-        shards.append({"file": file, "blocks": written, "bytes": size, "sha256": digest})
+        shard = {"file": file, "blocks": written}
+        with store.open(file) as stream, pq.ParquetFile(stream) as parquet:
+            shard["bytes"] = stream.seek(0, 2)
+            shard["footer"] = _hash_footer(stream)
+            shard["checksums"] = [_hash_row_group(stream, parquet, number) for number in range(written)]
+        shards.append(shard)
     return shards
+
+
+def _hash_footer(stream: IO[bytes]) -> str:
+    """A hash of a Parquet file's metadata."""
+    end = stream.seek(0, 2)
+    stream.seek(end - 8)
+    size = int.from_bytes(stream.read(4), "little")
+    return _hash(stream, max(0, end - 8 - size), end)
+
+
+def _hash_row_group(stream: IO[bytes], parquet: pq.ParquetFile, number: int) -> str:
+    """A hash of all bytes of a row group."""
+    group = parquet.metadata.row_group(number)
+    columns = [group.column(column) for column in range(group.num_columns)]
+    starts = [column.dictionary_page_offset or column.data_page_offset for column in columns]
+    stops = [start + column.total_compressed_size for start, column in zip(starts, columns, strict=True)]
+    return _hash(stream, min(starts), max(stops))
+
+
+def _hash(stream: IO[bytes], start: int, stop: int) -> str:
+    stream.seek(start)
+    return hashlib.blake2b(stream.read(stop - start), digest_size=8).hexdigest()
 
 
 def _table(block: list[Part]) -> pa.Table:
@@ -84,6 +110,8 @@ class Shards:
 
     def __init__(self, shards: list[dict[str, Any]]) -> None:
         self._files = [shard["file"] for shard in shards]
+        self._footers = [shard["footer"] for shard in shards]
+        self._checksums = [checksum for shard in shards for checksum in shard["checksums"]]
         self._starts = np.cumsum([0, *(shard["blocks"] for shard in shards)])
 
     @property
@@ -96,13 +124,24 @@ class Shards:
         shard = int(np.searchsorted(self._starts, block, side="right")) - 1
         return self._files[shard], block - int(self._starts[shard])
 
+    def checksums(self, block: int) -> tuple[str, str]:
+        """The checksums of a block: of its file's metadata, and of its own bytes."""
+        shard = int(np.searchsorted(self._starts, block, side="right")) - 1
+        return self._footers[shard], self._checksums[block]
+
 
 def read_block(store: Store, shards: Shards, number: int) -> Block:
     """One block; raises DataError naming the shard where it is damaged."""
     file, row_group = shards.locate(number)
+    footer, checksum = shards.checksums(number)
     try:
-        with store.open(file) as stream, pq.ParquetFile(stream, page_checksum_verification=True) as parquet:
-            table = parquet.read_row_group(row_group).combine_chunks()
+        with store.open(file) as stream:
+            if _hash_footer(stream) != footer:
+                raise OSError("the checksum of the file's metadata does not match the manifest")
+            with pq.ParquetFile(stream) as parquet:
+                if _hash_row_group(stream, parquet, row_group) != checksum:
+                    raise OSError("its checksum does not match the manifest")
+                table = parquet.read_row_group(row_group).combine_chunks()
     except (OSError, pa.ArrowException) as error:
         raise DataError(f"{store.url}/{file}: block {row_group}: {str(error).splitlines()[0]}") from None
     lengths, tokens = (table[name].combine_chunks() for name in ("lengths", "tokens"))

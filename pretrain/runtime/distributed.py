@@ -1,5 +1,6 @@
 """Ranks: who we are, starting them on this host, and ending when the launcher is gone."""
 
+import contextlib
 import logging
 import os
 import signal
@@ -8,7 +9,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -42,9 +43,16 @@ def world() -> World | None:
     )
 
 
-def become_only_rank() -> None:
-    """Makes this process a world of one, without a launcher."""
+@contextlib.contextmanager
+def only_rank() -> Iterator[World]:
+    """Makes this process a world of one, without a launcher; afterwards it is no rank again, and may train another."""
+    before = dict(os.environ)
     os.environ |= rank_environment(0, 1, free_port())
+    try:
+        yield World(rank=0, local_rank=0, size=1, local_size=1)
+    finally:
+        os.environ.clear()
+        os.environ |= before
 
 
 def rank_environment(rank: int, ranks: int, port: int) -> dict[str, str]:

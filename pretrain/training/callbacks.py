@@ -1,6 +1,5 @@
 """What happens at the end of a step, in this order: count it, measure held-out loss, write metrics, save."""
 
-import json
 import logging
 import math
 import os
@@ -51,7 +50,6 @@ class StepEnd(Callback):
         self._measure = measure
         self._throughput = Throughput()
         self._watchers: list[Any] = []
-        self._interval: dict[str, int] = {}
 
     def on_train_start(self, trainer: Trainer, module: Pretraining) -> None:  # type: ignore[override]
         """Rank 0 opens what watches the run."""
@@ -96,11 +94,8 @@ class StepEnd(Callback):
         names = [name for name in module.counts if name != "tokens"]
         losses = module.sums.reduce(names, module.device)
         module.sums = LossSums()
-        if not math.isfinite(losses.loss):
-            raise TrainingError(
-                f"step {module.step}: the loss is {losses.loss}: nothing was saved since the last checkpoint; "
-                "lower optimizer.peak_learning_rate or lengthen schedule.warmup_steps"
-            )
+        check_finite(module.step, "the loss", losses.loss)
+        check_finite(module.step, "the norm of the gradient", 0.0 if norm is None else norm)
         line: dict[str, Any] = {"step": module.step, "loss": losses.loss}
         line |= {f"{name}_loss": value for name, value in losses.terms.items()}
         line |= {
@@ -116,6 +111,7 @@ class StepEnd(Callback):
     def _evaluate(self, trainer: Trainer, module: Pretraining, line: dict[str, Any]) -> float:
         assert self._measure is not None
         losses = self._measure(trainer, module)
+        check_finite(module.step, "the held-out loss", losses.loss)
         line |= {"held_out_loss": losses.loss, "held_out_perplexity": losses.perplexity}
         line |= {f"held_out_{name}_loss": value for name, value in losses.terms.items()}
         return losses.loss
@@ -141,11 +137,13 @@ class StepEnd(Callback):
         tensors = checkpoint.collect(
             module.model, trainer.optimizers[0], self._config.optimizer, zero_stage=stage, rank=rank, ranks=ranks
         )
+        for name in gather_objects(next((k for k, v in tensors.items() if not v.isfinite().all()), None)):
+            check_finite(module.step, name, 0.0 if name is None else math.nan)
         path = checkpoint.save(self._folder.checkpoints, state, tensors, module.carried, rank=rank, ranks=ranks)
         if trainer.is_global_zero:
             if best:
                 checkpoint.mark_best(self._folder.checkpoints, path)
-            checkpoint.prune(self._folder.checkpoints, self._config.checkpoint.keep_last)
+            checkpoint.prune(path, self._config.checkpoint.keep_last)
 
     def _positions_of(self, trainer: Trainer) -> dict[int, tuple[int, int]]:
         """The positions of this rank's own lanes."""
@@ -156,6 +154,15 @@ class StepEnd(Callback):
         """Closes what watches the run."""
         for watcher in self._watchers:
             watcher.close()
+
+
+def check_finite(step: int, what: str | None, value: float) -> None:
+    """Raises TrainingError for infinity and NaN; the values of all ranks are to be alike."""
+    if not math.isfinite(value):
+        raise TrainingError(
+            f"step {step}: {what} is {value}: nothing was saved since the last checkpoint; "
+            "lower optimizer.peak_learning_rate or lengthen schedule.warmup_steps"
+        )
 
 
 def rank_lanes(config: RunConfig, rank: int, ranks: int) -> range:
@@ -219,10 +226,10 @@ class WandbLog:
             name=config.name,
             id=identity.read_text(encoding="utf-8").strip(),
             resume="allow" if config.logging.wandb == "online" else None,
-            mode=config.logging.wandb,
+            mode="online" if config.logging.wandb == "online" else "offline",
             dir=str(folder.path),
-            config=json.loads(json.dumps(config.model_dump(mode="json"))),
-            settings=wandb.Settings(silent=True, console="off", x_disable_stats=False),
+            config=config.model_dump(mode="json"),
+            settings=wandb.Settings(silent=True, console="off"),
         )
 
     def log(self, line: dict[str, Any]) -> None:

@@ -14,13 +14,13 @@ import json
 import logging
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -34,6 +34,7 @@ from pretrain.training.optimizer import STATES, empty_states
 log = logging.getLogger(__name__)
 
 BEST = "best"
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -60,7 +61,7 @@ def find_newest(folder: Path) -> Path | None:
 
     Raises CheckpointError where there are checkpoints and none is complete.
     """
-    problems = []
+    problems: list[str] = []
     for path in sorted(folder.glob("step-*"), reverse=True):
         problem = incomplete(path)
         if problem is None:
@@ -100,7 +101,7 @@ def read_state(path: Path) -> State:
 def read_weights(path: Path) -> dict[str, Tensor]:
     """The float32 weights of a complete checkpoint, by name."""
     tensors = _Tensors(path, "tensors")
-    return {key.removeprefix("weight/"): tensors.get(key) for key in tensors.keys() if key.startswith("weight/")}
+    return {key.removeprefix("weight/"): tensors.get(key) for key in tensors if key.startswith("weight/")}
 
 
 class _Tensors:
@@ -109,11 +110,11 @@ class _Tensors:
     def __init__(self, path: Path, stem: str) -> None:
         self._where: dict[str, Any] = {}
         for file in sorted(path.glob(f"{stem}-*.safetensors")):
-            handle = safe_open(file, framework="pt")
+            handle: Any = safe_open(file, framework="pt")
             self._where |= dict.fromkeys(handle.keys(), handle)
 
-    def keys(self) -> list[str]:
-        return list(self._where)
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._where)
 
     def get(self, key: str) -> Tensor:
         tensor: Tensor = self._where[key].get_tensor(key)
@@ -138,30 +139,29 @@ def save(
     """
     path = folder / checkpoint_name(state.step)
     temporary = folder / f".tmp-{checkpoint_name(state.step)}"
-    if rank == 0:
-        shutil.rmtree(temporary, ignore_errors=True)
-        temporary.mkdir(parents=True)
-    gather_objects(None)
-    checksums, problem = {}, None
-    try:
-        checksums = _write_part(temporary, tensors, carried, rank, ranks)
-    except OSError as error:
-        problem = f"{path}: rank {rank} cannot write: {error}"
-    parts = gather_objects((checksums, problem))
-    if rank == 0 and not problem_of(parts):
-        try:
-            _finish(temporary, path, state, {name: sha for part, _ in parts for name, sha in part.items()})
-        except (OSError, CheckpointError) as error:
-            problem = f"{path}: cannot be finished: {error}"
-    problem = problem_of(gather_objects((checksums, problem)))
-    if problem:
-        raise CheckpointError(problem)
+    _together(path, lambda: _begin(temporary) if rank == 0 else None)
+    parts = _together(path, lambda: _write_part(temporary, tensors, carried, rank, ranks))
+    checksums = {name: sha for part in parts for name, sha in part.items()}
+    _together(path, lambda: _finish(temporary, path, state, checksums) if rank == 0 else None)
     return path
 
 
-def problem_of(parts: list[tuple[dict[str, str], str | None]]) -> str | None:
-    """What went wrong on any rank."""
-    return "\n".join(said for _, said in parts if said) or None
+def _together(path: Path, act: Callable[[], T]) -> list[T]:
+    """What `act` returns on every rank; raises CheckpointError on all of them where it fails on any."""
+    result, problem = None, None
+    try:
+        result = act()
+    except (OSError, SafetensorError, CheckpointError) as error:  # safetensors has an error of its own for the disk's
+        problem = f"{path}: cannot be written: {error}"
+    parts = gather_objects((result, problem))
+    if problems := [said for _, said in parts if said]:
+        raise CheckpointError("\n".join(problems))
+    return [result for result, _ in parts]
+
+
+def _begin(temporary: Path) -> None:
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir(parents=True)
 
 
 def _write_part(
@@ -187,7 +187,7 @@ def _finish(temporary: Path, path: Path, state: State, checksums: dict[str, str]
     if problem is not None:
         raise CheckpointError(f"{problem} (just written: is the disk sound?)")
     shutil.rmtree(path, ignore_errors=True)  # an incomplete one that resuming passed over
-    os.replace(temporary, path)
+    temporary.replace(path)
     _flush(path.parent)
 
 
@@ -204,14 +204,20 @@ def mark_best(folder: Path, path: Path) -> None:
     temporary = folder / f".tmp-{BEST}"
     temporary.unlink(missing_ok=True)
     temporary.symlink_to(path.name)
-    os.replace(temporary, folder / BEST)
+    temporary.replace(folder / BEST)
 
 
-def prune(folder: Path, keep_last: int) -> None:
-    """Removes all complete checkpoints but the newest and the best; the marker goes first."""
+def prune(newest: Path, keep_last: int) -> None:
+    """Of the checkpoints up to `newest`, just written, keeps the last and the best; the others' marker goes first.
+
+    Those of later steps are torn ones that resuming passed over: they are left to be replaced, and do not count.
+    """
+    folder = newest.parent
     best = (folder / BEST).resolve()
-    for path in sorted(folder.glob("step-*"))[:-keep_last]:
-        if path.resolve() != best:
+    written = [path for path in sorted(folder.glob("step-*")) if path.name <= newest.name]
+    kept = [path for path in written if (path / "complete.json").exists()][-keep_last:]
+    for path in written:
+        if path not in kept and path.resolve() != best:
             (path / "complete.json").unlink(missing_ok=True)
             shutil.rmtree(path)
     for leftover in folder.glob(".tmp-step-*"):
@@ -319,7 +325,8 @@ def _set_sharded(parameter: nn.Parameter, values: dict[str, Tensor]) -> None:
 def read_carried(path: Path, rank: int, ranks: int) -> Tensor | None:
     """This rank's rows of the carried states, however many ranks wrote them."""
     tensors = _Tensors(path, "carried")
-    if not tensors.keys():
+    parts = [tensors.get(key) for key in sorted(tensors)]
+    if not parts:
         return None
-    rows = torch.cat([tensors.get(key) for key in sorted(tensors.keys())])
+    rows = torch.cat(parts)
     return rows.chunk(ranks)[rank].clone()

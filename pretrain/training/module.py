@@ -52,7 +52,7 @@ class Pretraining(LightningModule):
         return batch
 
     def training_step(self, batch: MicroBatch, batch_idx: int) -> Tensor:
-        """The loss to take the gradient of: this micro-batch's part of the step's mean, scaled up for what divides it."""
+        """This micro-batch's part of the step's mean loss, to take the gradient of: scaled up for what divides it."""
         if batch.index == 0:
             self._count_step(batch.share)
         seed, rank = self.config.seed, self.trainer.global_rank
@@ -65,7 +65,8 @@ class Pretraining(LightningModule):
             self._carry(rows, carried)
         self.sums.add(terms)
         loss: Any = sum(term.weight * term.total / max(self.counts[name], 1) for name, term in terms.items())
-        return loss * self.family.gradient_scale(self.config.model) * self._divisors()
+        scaled: Tensor = loss * self.family.gradient_scale(self.config.model) * self._divisors()
+        return scaled
 
     def _count_step(self, share: Share) -> None:
         """One small all-reduce: the step's counts and digest over all ranks."""
@@ -88,12 +89,14 @@ class Pretraining(LightningModule):
             self.carried = torch.zeros(count, carried.shape[1], device=carried.device)
         self.carried[rows] = carried
 
-    def test_step(self, batch: Batch, carried: Tensor | None) -> tuple[dict[str, LossTerm], Tensor | None]:
+    def test_step(  # type: ignore[override]
+        self, batch: Batch, carried: Tensor | None
+    ) -> tuple[dict[str, LossTerm], Tensor | None]:
         """The loss terms of a held-out batch."""
         return self.objective(self.model, batch, carried, seed=0)
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
-        """Notes the global gradient norm before clipping; DeepSpeed, which holds the gradients itself, knows its own."""
+        """Notes the global gradient norm before clipping; DeepSpeed, which holds the gradients, knows its own."""
         gradients = [p.grad for p in self.model.parameters() if p.grad is not None]
         if gradients:
             self.gradient_norm = torch.nn.utils.get_total_norm(gradients)

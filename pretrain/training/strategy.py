@@ -38,9 +38,7 @@ def build_strategy(config: RunConfig, ranks: int, device: torch.device) -> Strat
             process_group_backend="nccl" if device.type == "cuda" else "gloo",
         )
     if ranks > 1:
-        return DDPStrategy(
-            process_group_backend="nccl" if device.type == "cuda" else "gloo", timeout=TIMEOUT
-        )
+        return DDPStrategy(process_group_backend="nccl" if device.type == "cuda" else "gloo", timeout=TIMEOUT)
     return SingleDeviceStrategy(device=device)
 
 

@@ -114,7 +114,7 @@ def evaluate_model(
 
 
 def build_untrained(config: RunConfig, store: Store) -> ModelFolder:
-    """The model that a run begins with."""
+    """A freshly initialised model of a run's config and vocabulary."""
     tokenizer = load_tokenizer(config, store)
     return ModelFolder(build_initial_model(config, tokenizer), tokenizer, config.model)
 

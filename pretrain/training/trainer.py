@@ -1,14 +1,15 @@
 """One rank of one start: everything a run needs, built and put together."""
 
 import logging
+import os
 import signal
 import warnings
 from pathlib import Path
 from typing import Any
 
 import torch
+from lightning.fabric.plugins.environments.torchelastic import TorchElasticEnvironment
 from lightning.pytorch import Callback, Trainer
-from lightning.pytorch.plugins.environments import TorchElasticEnvironment
 
 from pretrain.config.run import RunConfig
 from pretrain.data.loader import StepLoader
@@ -36,6 +37,7 @@ from pretrain.training.trained import held_out_batches, load_tokenizer
 
 log = logging.getLogger(__name__)
 
+
 def stop_step(config: RunConfig, step: int, stop_after: int | None) -> int:
     """The step at which a start that begins at `step` ends."""
     total = config.schedule.total_steps
@@ -43,7 +45,7 @@ def stop_step(config: RunConfig, step: int, stop_after: int | None) -> int:
 
 
 def run_rank(config: RunConfig, store: Store, world: World, stop_after: int | None) -> None:
-    """Trains this rank's part from the newest checkpoint, or from the beginning, to the end or `stop_after` steps on."""
+    """Trains this rank's part from the newest checkpoint, or the beginning, to the end or `stop_after` steps on."""
     quiet_libraries()
     folder = RunFolder(config.folder)
     newest = checkpoint.find_newest(folder.checkpoints)
@@ -64,7 +66,7 @@ def run_rank(config: RunConfig, store: Store, world: World, stop_after: int | No
         folder.begin(config, step, world.size, store.absolute)
         if newest:
             log.info("resuming %s at step %d of %d", folder.path, step, config.schedule.total_steps)
-    torch.use_deterministic_algorithms(config.deterministic)
+    set_up_arithmetic(config.deterministic)
     callbacks: list[Callback] = [
         Restore(newest, config),
         StepEnd(
@@ -82,6 +84,14 @@ def run_rank(config: RunConfig, store: Store, world: World, stop_after: int | No
     with warnings.catch_warnings():
         ignore_known_warnings()
         trainer.fit(module, train_dataloaders=loader)
+
+
+def set_up_arithmetic(deterministic: bool) -> None:
+    """Only deterministic kernels, or any; and on CUDA, float32 that is float32."""
+    if deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # else torch refuses matrix products on CUDA
+    torch.use_deterministic_algorithms(deterministic)
+    torch.backends.cudnn.conv.fp32_precision = "ieee"  # type: ignore[attr-defined]  # by default it is TF32
 
 
 def build_module(config: RunConfig, tokenizer: Tokenizer, *, fresh: bool) -> Pretraining:
@@ -116,6 +126,8 @@ def held_out_measure(config: RunConfig, tokenizer: Tokenizer, sources: list[Prep
     if not blocks:
         return None
     batches_of = held_out_batches(config.model, tokenizer, sources)
+    if not any(batches_of(block) for block in blocks):  # before hours of training, not after them
+        raise DataError(f"data.held_out is {config.data.held_out}: that text is too little for one example")
 
     def measure(trainer: Trainer, module: Pretraining) -> Losses:
         model: Any = trainer.strategy.model

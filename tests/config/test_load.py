@@ -97,12 +97,13 @@ def test_a_mistake_is_told_in_plain_words(override: str, lines: list[str]) -> No
 
 
 def test_contradictions_are_told_one_a_line() -> None:
-    assert problems("batch.global_size=30", "batch.micro_size=7") == [
+    assert problems("batch.global_size=30", "batch.micro_size=7", "data.lanes=8") == [
         "batch.global_size (30) is not a multiple of data.lanes (8)",
         "batch.global_size (30) is not a multiple of batch.micro_size (7)",
     ]
     assert problems("tokenizer={kind: wordpiece}") == ["tokenizer.kind is wordpiece, which model.kind elmo cannot read"]
-    assert problems("model.num_heads=3", "model.max_sequence_length=500", path=BERT) == [
+    sizes = ("model.hidden_size=128", "model.num_heads=3", "model.max_positions=128", "model.max_sequence_length=500")
+    assert problems(*sizes, path=BERT) == [
         "model: hidden_size (128) is not a multiple of num_heads (3)",
         "model: max_sequence_length (500) is more than max_positions (128)",
     ]

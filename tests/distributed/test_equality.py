@@ -18,7 +18,7 @@ OPTIMIZERS = {
 
 def plain(family: str, corpus: Path, root: Path, optimizer: str, name: str, *more: str) -> RunConfig:
     """A run without dropout, so that every split computes the same thing."""
-    return tiny_config(family, corpus, root, "model.dropout=0", *OPTIMIZERS[optimizer], f"name={name}", *more)
+    return tiny_config(family, corpus, root, "model.dropout=0", "schedule.decay=constant", *OPTIMIZERS[optimizer], f"name={name}", *more)
 
 
 def same_run(ours: RunConfig, reference: RunConfig) -> None:
@@ -43,7 +43,7 @@ def test_every_stage_equals_one_process(family: str, corpus: Path, tmp_path: Pat
     for optimizer in OPTIMIZERS:
         one = ["sharding.ranks=1", "sharding.zero_stage=0", "batch.micro_size=32"]
         references[optimizer] = plain(family, corpus, tmp_path, optimizer, f"{optimizer}-one", *one)
-        for stage in (1, 2, 3):
+        for stage in (0, 1, 2, 3):  # 0 is DDP
             for micro_size in (16, 4):  # accumulation 1 and 4
                 name = f"{optimizer}-zero{stage}-micro{micro_size}"
                 split = ["sharding.ranks=2", f"sharding.zero_stage={stage}", f"batch.micro_size={micro_size}"]
@@ -53,7 +53,7 @@ def test_every_stage_equals_one_process(family: str, corpus: Path, tmp_path: Pat
     run_on_ranks([(config, None) for _, config in sharded], 2, tmp_path)
     for optimizer, config in sharded:
         same_run(config, references[optimizer])
-    losses = [line["loss"] for line in metrics(references["adamw"])]
-    assert losses[-1] < losses[0] - 0.1, "the runs learn, so the comparison says something"
+    losses = [line["loss"] for line in metrics(references["adagrad"])]
+    assert sum(losses[-5:]) < sum(losses[:5]), "the runs learn, so the comparison says something"
     norms = [line["gradient_norm"] for line in metrics(references["adagrad"])]
     assert max(norms) > 0.5, "clipping is at work"

@@ -193,11 +193,14 @@ def _read_config(path: Path) -> tuple[BertConfig, int]:
     activation = published.get("hidden_act", "gelu")
     if activation not in ACTIVATIONS:
         raise ExportError(f"{path}: hidden_act is {activation!r}; can be read: {', '.join(ACTIVATIONS)}")
-    options = {ours: published[theirs] for ours, theirs in (SIZES | OPTIONS).items() if theirs in published}
+    options: dict[str, Any] = {
+        ours: published[theirs] for ours, theirs in (SIZES | OPTIONS).items() if theirs in published
+    }
+    options["activation"] = ACTIVATIONS[activation]
     default_length = BertConfig.model_fields["max_sequence_length"].default
     try:
         options["max_sequence_length"] = min(default_length, int(options["max_positions"]))
-        return BertConfig(activation=ACTIVATIONS[activation], **options), int(published["vocab_size"])
+        return BertConfig.model_validate(options, strict=False), int(published["vocab_size"])
     except ValidationError as error:
         problem = error.errors()[0]
         raise ExportError(f"{path}: {'.'.join(map(str, problem['loc']))} {problem['msg']}") from error

@@ -176,7 +176,7 @@ def _config(path: Path) -> ElmoConfig:
     fields |= {field: _lookup(options, key) or 0 for key, field in _OPTIONAL_KEYS.items()}
     try:
         # full, since nothing is sampled from a finished model, and its vocabulary may be smaller than a sample
-        return ElmoConfig(**fields, softmax="full")
+        return ElmoConfig.model_validate(fields | {"softmax": "full"}, strict=False)
     except ValidationError as error:
         raise ExportError(f"{path}: {_first(error)}") from error
 

@@ -1,0 +1,109 @@
+"""The module: its weights, and that a run of it is a plain loop over the same batches."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+import pretrain
+from pretrain.config.run import RunConfig
+from pretrain.data.prepare import ensure_prepared
+from pretrain.data.store import Store
+from pretrain.data.stream import Corpus, read_shares, training_sources
+from pretrain.models import get_family
+from pretrain.runtime.seeding import seed_of
+from pretrain.train import train
+from pretrain.training.module import Pretraining
+from pretrain.training.trained import load_tokenizer
+from tests.runs import final_weights, metrics, tiny_config
+
+FAMILIES = ("elmo", "bert")
+ONE = ["sharding.ranks=1", "sharding.zero_stage=0", "model.dropout=0"]
+ADAGRAD = "optimizer={kind: adagrad, peak_learning_rate: 0.05, clip_norm: 0}"
+
+
+def prepared(config: RunConfig) -> Store:
+    return ensure_prepared(config, get_family(config.model.kind))
+
+
+def weights(config: RunConfig) -> dict[str, Tensor]:
+    module = Pretraining(config, load_tokenizer(config, prepared(config)))
+    return {name: p.detach() for name, p in module.model.named_parameters()}
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_weights_are_a_function_of_config_and_vocabulary(family: str, corpus: Path, tmp_path: Path) -> None:
+    config = tiny_config(family, corpus, tmp_path)
+    torch.manual_seed(1)
+    first, state = weights(config), torch.get_rng_state()
+    torch.manual_seed(2)
+    again = weights(tiny_config(family, corpus, tmp_path, "name=other", "sharding.ranks=4", "batch.micro_size=4"))
+    assert all(torch.equal(again[name], value) for name, value in first.items())
+    torch.manual_seed(1)
+    assert torch.equal(torch.get_rng_state(), state), "making a module draws nothing from the caller's generator"
+    other = weights(tiny_config(family, corpus, tmp_path, "seed=2"))
+    assert not all(torch.equal(other[name], value) for name, value in first.items())
+
+
+def test_public_modules_refuse_the_other_family(corpus: Path, tmp_path: Path) -> None:
+    classes = {"elmo": pretrain.ElmoPretraining, "bert": pretrain.BertPretraining}
+    for family, mine in classes.items():
+        config = tiny_config(family, corpus, tmp_path)
+        tokenizer = load_tokenizer(config, prepared(config))
+        assert mine(config, tokenizer).family.kind == family
+        (other,) = [theirs for theirs in classes.values() if theirs is not mine]
+        with pytest.raises(ValueError, match=f"the config's model.kind is {family}"):
+            other(config, tokenizer)
+
+
+@dataclass
+class Expected:
+    """What a plain loop computes: a loss per step, and the weights after them."""
+
+    losses: list[float]
+    weights: dict[str, Tensor]
+
+
+def plain_loop(config: RunConfig, steps: int) -> Expected:
+    """Adagrad over whole steps in plain torch; candidates are drawn by the run's own key."""
+    store, family = prepared(config), get_family(config.model.kind)
+    manifest = store.read_manifest()
+    assert manifest is not None
+    tokenizer = load_tokenizer(config, store)
+    maker = family.build_examples(config.model, tokenizer, config.rows_per_lane)
+    lanes = config.data.lanes
+    reader = Corpus(training_sources(store, manifest, [1.0]), maker, config.seed, lanes)
+    shares = read_shares(reader, range(lanes), config.rows_per_lane, [(0, 0)] * lanes)
+    objective = family.build_objective(config.model, tokenizer)
+    model = Pretraining(config, tokenizer).model.train()
+    sums = {name: torch.full_like(p, config.optimizer.initial_accumulator) for name, p in model.named_parameters()}
+    scale = {"elmo": config.model.tokens_per_example, "bert": 1}[config.model.kind]
+    carried: Tensor | None = None
+    losses = []
+    for step in range(steps):
+        seed = seed_of(config.seed, "objective", step)
+        terms, carried = objective(model, maker.collate(next(shares).arrays), carried, seed=seed)
+        carried = None if carried is None else carried.detach()
+        loss = torch.stack([term.weight * term.total / term.count for term in terms.values()]).sum()
+        model.zero_grad()
+        (loss * scale).backward()
+        for name, p in model.named_parameters():
+            sums[name] += p.grad**2
+            p.data -= config.optimizer.peak_learning_rate * config.schedule.factor(step) * p.grad / sums[name].sqrt()
+        losses.append(loss.item())
+    return Expected(losses, {name: p.detach() for name, p in model.named_parameters()})
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_run_is_a_plain_loop(family: str, corpus: Path, tmp_path: Path) -> None:
+    """The loss is sum ÷ global count, and the update has its scale, in one micro-batch and in four."""
+    for micro_size in (32, 8):
+        more = [*ONE, ADAGRAD, f"batch.micro_size={micro_size}", f"name=micro-{micro_size}"]
+        config = tiny_config(family, corpus, tmp_path, *more)
+        train(config, stop_after=3)
+        expected = plain_loop(config, 3)
+        torch.testing.assert_close([line["loss"] for line in metrics(config)], expected.losses, rtol=1e-6, atol=1e-6)
+        for name, value in final_weights(config).items():
+            torch.testing.assert_close(value, expected.weights[name], rtol=1e-5, atol=1e-6)
