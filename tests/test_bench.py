@@ -83,8 +83,10 @@ def test_command_in_16_bits_with_accumulation(family: str, corpus: Path, tmp_pat
 
 
 def test_without_the_peers_package(corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = tiny_config("bert", corpus, tmp_path)
+    ensure_prepared(config, get_family("bert"))  # `datasets` looks for transformers as well
     monkeypatch.setitem(sys.modules, "transformers", None)
-    result = bench(tiny_config("bert", corpus, tmp_path), 1)
+    result = bench(config, 1)
     assert (result.peer, result.ratio) == (None, None)
     assert result.lines()[-1] == "no peer: transformers BertForPreTraining: transformers is not installed"
     assert result.values()["peer"] is None

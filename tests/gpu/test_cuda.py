@@ -1,0 +1,120 @@
+"""On CUDA over NCCL, one rank per GPU: sharding changes nothing, resuming is bitwise, 16 bits train."""
+
+import math
+from pathlib import Path
+
+import pytest
+import torch
+
+from pretrain.config.run import RunConfig
+from pretrain.data.prepare import ensure_prepared
+from pretrain.models import FAMILIES, get_family
+from tests.gpu import DRY
+from tests.runs import final_weights, metrics, run_on_ranks, tiny_config
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not (torch.cuda.is_available() or DRY), reason="needs CUDA (tests/gpu/run.sh)"),
+]
+
+RANKS = max(1, torch.cuda.device_count())
+STEPS = 4 if DRY else 20
+LENGTH = f"schedule={{total_steps: {STEPS}}}"
+OPTIMIZERS = {
+    "adamw": "optimizer={kind: adamw, peak_learning_rate: 1e-3, clip_norm: 0.5}",
+    "adagrad": "optimizer={kind: adagrad, peak_learning_rate: 0.05, clip_norm: 0.5}",
+}
+
+
+def start(config: RunConfig) -> RunConfig:
+    """The same config, its text prepared."""
+    ensure_prepared(config, get_family(config.model.kind))
+    return config
+
+
+def test_every_stage_equals_stage_0(corpus: Path, tmp_path: Path) -> None:
+    runs: dict[tuple[str, str], list[RunConfig]] = {}
+    for family in FAMILIES:
+        for name, optimizer in OPTIMIZERS.items():
+            same = ["model.dropout=0", LENGTH, optimizer, "batch.micro_size=4"]
+            runs[family, name] = [
+                start(
+                    tiny_config(
+                        family, corpus, tmp_path, *same, f"name={family}-{name}-{s}", f"sharding.zero_stage={s}"
+                    )
+                )
+                for s in (0, 1, 2, 3)
+            ]
+    run_on_ranks([(config, None) for group in runs.values() for config in group], RANKS, tmp_path)
+    for reference, *sharded in runs.values():
+        expected = metrics(reference)
+        assert len(expected) == STEPS
+        assert expected[-1]["loss"] < expected[0]["loss"]
+        for config in sharded:
+            lines = metrics(config)
+            assert [line["data_digest"] for line in lines] == [line["data_digest"] for line in expected]
+            for key in ("loss", "gradient_norm"):
+                ours, theirs = [line[key] for line in lines], [line[key] for line in expected]
+                torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5, msg=lambda m, c=config: f"{c.name}: {m}")
+            weights = final_weights(config)
+            for name, weight in final_weights(reference).items():
+                torch.testing.assert_close(weights[name], weight, rtol=1e-3, atol=1e-4)
+
+
+def test_a_resumed_run_is_bitwise_the_same(corpus: Path, tmp_path: Path) -> None:
+    """With dropout and `deterministic: true`, ZeRO 0, 2 and 3."""
+    starts: list[tuple[RunConfig, int | None]] = []
+    pairs = []
+    for family in FAMILIES:
+        for stage in (0, 2, 3):
+            whole, halves = (
+                start(
+                    tiny_config(
+                        family,
+                        corpus,
+                        tmp_path,
+                        LENGTH,
+                        f"name={family}-{name}-{stage}",
+                        "deterministic=true",
+                        f"sharding.zero_stage={stage}",
+                    )  # fmt: skip
+                )
+                for name in ("whole", "halves")
+            )
+            assert whole.model.dropout > 0
+            starts += [(whole, None), (halves, STEPS // 2), (halves, None)]
+            pairs.append((whole, halves))
+    run_on_ranks(starts, RANKS, tmp_path)
+    for whole, halves in pairs:
+        assert [line["loss"] for line in metrics(halves)] == [line["loss"] for line in metrics(whole)], whole.name
+        weights, expected = final_weights(halves), final_weights(whole)
+        assert all(torch.equal(weights[name], expected[name]) for name in expected), whole.name
+
+
+def test_16_bits_train(corpus: Path, tmp_path: Path) -> None:
+    """Finite losses that fall, and stay near those of float32."""
+    runs = {}
+    for family in FAMILIES:
+        for stage in (0, 1, 2, 3):
+            runs[family, stage] = [
+                start(
+                    tiny_config(
+                        family,
+                        corpus,
+                        tmp_path,
+                        "model.dropout=0",
+                        LENGTH,
+                        f"precision={precision}",
+                        f"name={family}-{stage}-{precision}",
+                        f"sharding.zero_stage={stage}",
+                    )  # fmt: skip
+                )
+                for precision in (("bf16-mixed", "32-true") if stage == 0 else ("bf16-mixed",))
+            ]
+    run_on_ranks([(config, None) for group in runs.values() for config in group], RANKS, tmp_path)
+    for (family, stage), (config, *_) in runs.items():
+        losses = [line["loss"] for line in metrics(config)]
+        exact = [line["loss"] for line in metrics(runs[family, 0][1])]
+        assert all(map(math.isfinite, losses)), (family, stage)
+        assert DRY or losses[-1] < losses[0], (family, stage)
+        torch.testing.assert_close(losses, exact, rtol=0.05, atol=0.05)
