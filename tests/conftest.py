@@ -1,4 +1,4 @@
-"""What every test shares: an offline environment, a small corpus, and real corpora and fixtures where they are present."""
+"""What every test shares: an offline environment, a small corpus, and real corpora and fixtures where they are."""
 
 import os
 from collections.abc import Callable
@@ -10,6 +10,7 @@ import pytest
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["WANDB_MODE"] = "offline"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # tiny models; threads that wait for each other make a busy machine crawl
 
 REPOSITORY = Path(__file__).parents[1]
 SHARED = Path(os.environ.get("PRETRAIN_SHARED_DATA", REPOSITORY.parent / "shared" / "data"))

@@ -138,7 +138,7 @@ class StepEnd(Callback):
             module.model, trainer.optimizers[0], self._config.optimizer, zero_stage=stage, rank=rank, ranks=ranks
         )
         for name in gather_objects(next((k for k, v in tensors.items() if not v.isfinite().all()), None)):
-            check_finite(module.step, name, 0.0 if name is None else math.nan)
+            check_finite(module.step, name, math.nan if name else 0.0)
         path = checkpoint.save(self._folder.checkpoints, state, tensors, module.carried, rank=rank, ranks=ranks)
         if trainer.is_global_zero:
             if best:

@@ -91,7 +91,7 @@ def set_up_arithmetic(deterministic: bool) -> None:
     if deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # else torch refuses matrix products on CUDA
     torch.use_deterministic_algorithms(deterministic)
-    torch.backends.cudnn.conv.fp32_precision = "ieee"  # type: ignore[attr-defined]  # by default it is TF32
+    torch.backends.cudnn.allow_tf32 = False  # by default cuDNN convolves in TF32
 
 
 def build_module(config: RunConfig, tokenizer: Tokenizer, *, fresh: bool) -> Pretraining:

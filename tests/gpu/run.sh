@@ -58,7 +58,7 @@ bench() {
     while read -r name kind steps overrides; do
         # shellcheck disable=SC2086  # overrides are words
         "$python" -m pretrain bench "configs/$kind/demo.yaml" "run_root=$work/runs" "name=$name" $overrides \
-            --steps "$steps" --json "$work/bench-$name.json" || code=1
+            --steps "$steps" --json "$work/bench-$name.json" < /dev/null || code=1
     done < <("$python" -m tests.gpu.sizes bench)
     return $code
 }
@@ -68,7 +68,7 @@ train() {
     while read -r name kind limit overrides; do
         # shellcheck disable=SC2086
         timeout --kill-after=5 "$limit" "$python" -m pretrain train "configs/$kind/demo.yaml" \
-            "run_root=$work/runs" "name=$name" $overrides
+            "run_root=$work/runs" "name=$name" $overrides < /dev/null
         local ended=$?
         [[ $ended -eq 0 || $ended -eq 124 ]] || code=1 # a curve that the limit cut is a curve
     done < <("$python" -m tests.gpu.sizes train)
@@ -80,8 +80,8 @@ export -f machine bench train
 export python work out
 part machine 30 bash -c machine
 part parity 60 "$python" -m tests.gpu.parity "$work/parity.json"
-part sharding 150 "$python" -m pytest tests/gpu/test_cuda.py -m gpu -rs -p no:cacheprovider --basetemp="$work/pytest" \
-    --junitxml="$work/sharding.xml"
-part bench 130 bash -c bench
-part train 140 bash -c train
+part sharding 200 "$python" -m pytest tests/gpu/test_cuda.py -m gpu -rs -W default -p no:cacheprovider \
+    --basetemp="$work/pytest" --junitxml="$work/sharding.xml"
+part bench 120 bash -c bench
+part train 125 bash -c train
 exit $failed

@@ -19,16 +19,16 @@ SMALL = [  # a BERT that two minutes teach something
     "tokenizer.vocabulary_size=8000", "model.hidden_size=512", "model.num_layers=6", "model.num_heads=8",
     "model.intermediate_size=2048", "model.max_positions=128", "model.max_sequence_length=128",
     "batch.global_size=128", "batch.micro_size=128", "optimizer.peak_learning_rate=5e-4",
-    "schedule={total_steps:1500,warmup_steps:150,decay:linear}",
+    "schedule.total_steps=1500", "schedule.warmup_steps=150",
 ]  # fmt: skip
 MEDIUM = [  # an ELMo likewise
     "tokenizer.vocabulary_size=50000", "model.num_highways=2", "model.cell_size=1024", "model.projection_size=128",
     "model.num_negatives=4096", "batch.global_size=128", "batch.micro_size=128",
-    "schedule={total_steps:500,decay:linear}",
+    "schedule.total_steps=500",
 ]  # fmt: skip
-WATCHED = ["sharding.ranks=auto", "logging={every_steps:10,wandb:off}", "evaluation.every_steps=250"]
-WATCHED += ["checkpoint={every_steps:500,keep_last:1}"]
-DRY_RUN = ["schedule={total_steps:4}", "logging={every_steps:1,wandb:off}", "evaluation.every_steps=2"]
+WATCHED = ["sharding.ranks=auto", "logging.wandb=off", "evaluation.every_steps=250"]
+WATCHED += ["checkpoint.every_steps=500", "checkpoint.keep_last=1"]
+DRY_RUN = ["schedule.total_steps=4", "schedule.warmup_steps=0", "logging.every_steps=1", "logging.wandb=off"]
 
 BENCH = {
     "bert-base-128-bf16": ("bert", 20, [*BASE, "precision=bf16-mixed"]),
@@ -37,8 +37,8 @@ BENCH = {
 }
 """Family, timed steps, overrides."""
 TRAIN = {
-    "bert-small": ("bert", 60, [*SMALL, *WATCHED, "precision=bf16-mixed"]),
-    "elmo-medium": ("elmo", 60, [*MEDIUM, *WATCHED]),
+    "bert-small": ("bert", 55, [*SMALL, *WATCHED, "precision=bf16-mixed"]),
+    "elmo-medium": ("elmo", 55, [*MEDIUM, *WATCHED]),
 }
 """Family, most seconds, overrides."""
 

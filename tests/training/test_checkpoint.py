@@ -1,4 +1,4 @@
-"""Checkpoints: what is written comes back, what is damaged is named and passed over, and nothing half-written counts."""
+"""Checkpoints: what is written comes back, damage is named and passed over, nothing half-written counts."""
 
 import json
 import logging

@@ -1,6 +1,9 @@
 """Real starts in one process: what they write, when they measure and save, where they begin and end."""
 
 import logging
+import math
+import os
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -15,6 +18,7 @@ from pretrain.models import get_family
 from pretrain.models.family import ModelFolder
 from pretrain.runtime.run_folder import RunFolder
 from pretrain.train import train
+from pretrain.training import checkpoint
 from pretrain.training.checkpoint import find_newest
 from pretrain.training.trained import evaluate_run, load_tokenizer
 from pretrain.training.trainer import build_module
@@ -106,9 +110,7 @@ def test_held_out_text_without_an_example_is_refused_before_training(tmp_path: P
     assert not metrics(config)
 
 
-def test_stopping_after_some_steps_and_going_on(
-    corpus: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_stopping_after_some_steps_and_going_on(corpus: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """`--stop-after` counts the steps of this start, and ends as a success that saves."""
     config = tiny_config("elmo", corpus, tmp_path, *ONE, "schedule.total_steps=7")
     for expected in (3, 6, 7):
@@ -135,11 +137,13 @@ def test_a_loss_that_is_no_number_ends_the_run(corpus: Path, tmp_path: Path) -> 
         assert find_newest(config.folder / "checkpoints") is None
 
 
-def test_weights_that_are_no_numbers_are_not_saved(corpus: Path, tmp_path: Path) -> None:
-    """The first step's loss is fine, what it makes of the weights is not."""
-    absurd = "optimizer={kind: adagrad, peak_learning_rate: 1e300, clip_norm: 0}"
-    config = tiny_config("bert", corpus, tmp_path, *ONE, absurd, "data.held_out=0")
-    with pytest.raises(TrainingError, match=r"^step 1: weight/\S+ is nan"):
+def test_weights_that_are_no_numbers_are_not_saved(
+    corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A step's loss may be fine, and what it makes of the weights not."""
+    monkeypatch.setattr(checkpoint, "collect", lambda *_, **__: {"weight/a": torch.tensor([1.0, math.inf])})
+    config = tiny_config("bert", corpus, tmp_path, *ONE, "data.held_out=0")
+    with pytest.raises(TrainingError, match=r"^step 1: weight/a is nan"):
         train(config, stop_after=1)
     assert find_newest(config.folder / "checkpoints") is None
 
@@ -155,7 +159,7 @@ def test_a_run_starts_from_a_model_folder(family: str, corpus: Path, tmp_path: P
     second = tiny_config(family, text, tmp_path, *ONE, *more)
     store = ensure_prepared(second, get_family(family))
     tokenizer = load_tokenizer(second, store)
-    theirs = read_model(model)
+    theirs = replace(read_model(model), config=second.model)  # a model folder says nothing of examples' lengths
     assert theirs.tokenizer is not None
     assert tokenizer.vocabulary_size == theirs.tokenizer.vocabulary_size > 110
     assert tokenizer.encode(["A mat."]).ids.tolist() == theirs.tokenizer.encode(["A mat."]).ids.tolist()
@@ -172,8 +176,6 @@ def test_a_run_starts_from_a_model_folder(family: str, corpus: Path, tmp_path: P
 
 def test_training_leaves_the_process_as_it_was(corpus: Path, tmp_path: Path) -> None:
     """So that a notebook may train again, on other ranks too."""
-    import os
-
     before = dict(os.environ)
     config = tiny_config("bert", corpus, tmp_path, *ONE, "schedule.total_steps=1")
     train(config)

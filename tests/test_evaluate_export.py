@@ -1,0 +1,196 @@
+"""What `evaluate` measures against direct computations, and what `export` writes."""
+
+import json
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from click.testing import CliRunner
+from torch import Tensor
+
+from pretrain.cli import main
+from pretrain.config.run import RunConfig
+from pretrain.data.store import Store
+from pretrain.data.stream import PreparedSource, held_out_sources, training_sources
+from pretrain.embedding.embedder import Embedder
+from pretrain.evaluate import evaluate
+from pretrain.export import export
+from pretrain.models import get_family
+from pretrain.models.family import Tokenizer
+from pretrain.runtime.run_folder import RunFolder
+from pretrain.runtime.seeding import generator
+from pretrain.train import train
+from pretrain.training.trained import HELD_OUT_ROWS, read_trained
+from tests.conftest import write_corpus
+from tests.runs import metrics, tiny_config
+
+FAMILIES = ["elmo", "bert"]
+ONE = ["sharding.ranks=1", "sharding.zero_stage=0", "schedule.total_steps=6", "evaluation.every_steps=2"]
+
+
+@dataclass(frozen=True)
+class Made:
+    """A run of six steps."""
+
+    config: RunConfig
+    tokenizer: Tokenizer
+    train: list[PreparedSource]
+    held_out: list[PreparedSource]
+
+    @property
+    def run(self) -> Path:
+        return self.config.folder
+
+
+@pytest.fixture(scope="module")
+def runs(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Made]:
+    made = {}
+    for family in FAMILIES:
+        config = tiny_config(family, corpus, tmp_path_factory.mktemp(family), *ONE, "checkpoint.every_steps=2")
+        store = Store(RunFolder(train(config)).prepared())
+        manifest = store.read_manifest()
+        assert manifest is not None
+        tokenizer = read_trained(config.folder, "newest").folder.tokenizer
+        assert tokenizer is not None
+        made[family] = Made(
+            config, tokenizer, training_sources(store, manifest, [1.0]), held_out_sources(store, manifest)
+        )
+    return made
+
+
+@pytest.fixture(params=FAMILIES)
+def made(request: pytest.FixtureRequest, runs: dict[str, Made]) -> Made:
+    return runs[request.param]
+
+
+def direct(made: Made, which: str) -> dict[str, float]:
+    """Mean losses per term, with a BERT's examples batched otherwise."""
+    model = read_trained(made.run, which).folder.model
+    config = made.config.model
+    family = get_family(config.kind)
+    rows = HELD_OUT_ROWS if family.ordered else 1
+    maker = family.build_examples(config, made.tokenizer, rows)
+    objective = family.build_objective(config, made.tokenizer)
+    totals: dict[str, float] = {}
+    counts: dict[str, int] = {}
+    for number in range(made.held_out[0].shards.blocks):
+        examples = maker.make(made.held_out[0].block(number), generator("held out", 0, number), pad=True)
+        size = rows if family.ordered else 7
+        carried: Tensor | None = None
+        for start in range(0, len(examples), size):
+            batch = maker.collate(examples.take(start, min(start + size, len(examples))))
+            with torch.no_grad():
+                terms, carried = objective(model, batch, carried, seed=0)
+            for name, term in terms.items():
+                totals[name] = totals.get(name, 0.0) + term.total.item()
+                counts[name] = counts.get(name, 0) + int(term.count)
+    return {name: totals[name] / counts[name] for name in totals}
+
+
+def test_the_numbers_of_an_evaluation(made: Made) -> None:
+    found = evaluate(made.run, checkpoint="4")
+    expected = direct(made, "4")
+    assert found.what == f"{made.run}, step 4"
+    assert found.losses.terms == pytest.approx(expected, rel=1e-5)
+    if made.config.model.kind == "elmo":
+        assert found.losses.loss == pytest.approx((expected["forward"] + expected["backward"]) / 2, rel=1e-5)
+        perplexity = (math.exp(expected["forward"]) + math.exp(expected["backward"])) / 2
+    else:
+        assert found.losses.loss == pytest.approx(expected["mlm"] + expected["nsp"], rel=1e-5)
+        perplexity = math.exp(expected["mlm"])
+    assert found.losses.perplexity == pytest.approx(perplexity, rel=1e-5)
+
+
+def token_counts(made: Made, sources: list[PreparedSource]) -> np.ndarray[Any, Any]:
+    """How often each id is to be predicted: every token, and where there is one, the end of every sentence."""
+    counts = np.zeros(made.tokenizer.vocabulary_size)
+    for number in range(sources[0].shards.blocks):
+        block = sources[0].block(number)
+        for token in block.tokens.tolist():
+            if block.words is None:
+                counts[token] += 1
+            else:
+                (identity,) = made.tokenizer.encode([block.words[token]]).ids.tolist()
+                counts[identity] += 1
+        if made.tokenizer.sentence_end is not None:
+            counts[made.tokenizer.sentence_end] += len(block.sentence_starts) - 1
+    return counts
+
+
+def test_the_unigram_baseline(made: Made) -> None:
+    seen, asked = token_counts(made, made.train), token_counts(made, made.held_out)
+    probability = (seen + 1) / (seen + 1).sum()
+    expected = -(asked * np.log(probability)).sum() / asked.sum()
+    assert evaluate(made.run).unigram_loss == pytest.approx(expected, rel=1e-9)
+
+
+def test_text_of_ones_own(made: Made, corpus: Path, tmp_path: Path) -> None:
+    """The same file gives the same loss, zipped or as records, from the run and from the exported folder."""
+    text = write_corpus(tmp_path / "other.txt", 40, seed=5).read_text(encoding="utf-8")
+    records = [json.dumps({"text": document}) for document in text.strip().split("\n\n")]
+    (tmp_path / "other.jsonl").write_text("\n".join(records) + "\n", encoding="utf-8")
+    plain = evaluate(made.run, [str(tmp_path / "other.txt")])
+    assert plain.what.endswith(f"on {tmp_path / 'other.txt'}")
+    assert plain.unigram_loss is not None and plain.unigram_loss > 0
+    assert min(plain.losses.counts.values()) > 30
+    as_records = evaluate(made.run, [str(tmp_path / "other.jsonl")])
+    assert as_records.losses.loss == pytest.approx(plain.losses.loss, rel=0.05), "documents are numbered otherwise"
+    model = export(made.run, tmp_path / "model")
+    exported = evaluate(model, [str(tmp_path / "other.txt")])
+    assert exported.unigram_loss is None
+    assert exported.losses.terms.keys() == plain.losses.terms.keys()
+    if made.config.model.kind == "elmo":
+        assert exported.losses.loss == pytest.approx(plain.losses.loss, rel=1e-5)
+
+
+def test_what_evaluate_prints(made: Made) -> None:
+    found = evaluate(made.run)
+    printed = CliRunner().invoke(main, ["evaluate", str(made.run)])
+    assert printed.exit_code == 0
+    assert f"loss {found.losses.loss:.4f}, perplexity {found.losses.perplexity:,.2f}" in printed.stdout
+    assert "unigram baseline: loss" in printed.stdout
+    values = json.loads(CliRunner().invoke(main, ["evaluate", str(made.run), "--json"]).stdout)
+    assert values["loss"] == pytest.approx(found.losses.loss)
+    assert {f"{name}_loss" for name in found.losses.terms} | {"perplexity", "unigram_loss", "what"} <= values.keys()
+
+
+@pytest.mark.parametrize(("which", "step"), [("best", None), ("newest", 6), ("2", 2)])
+def test_the_vectors_of_a_checkpoint_and_of_its_export_are_the_same(
+    made: Made, which: str, step: int | None, tmp_path: Path
+) -> None:
+    trained = read_trained(made.run, which)
+    measured = {line["step"]: line["held_out_loss"] for line in metrics(made.config) if "held_out_loss" in line}
+    assert trained.step == (step or min(measured, key=lambda s: measured[s]))
+    folder = export(made.run, tmp_path / "deep" / "model", checkpoint=which, license="cc0-1.0")
+    assert trained.folder.tokenizer is not None
+    ours = Embedder(get_family(made.config.model.kind), trained.folder.model, trained.folder.tokenizer, "cpu")
+    theirs = Embedder.load(folder, "cpu")
+    for text in ("The cat sat.", "Naïve words, unseen!"):
+        a, b = ours.encode(text, layers="all"), theirs.encode(text, layers="all")
+        np.testing.assert_allclose(a, b, rtol=1e-6, atol=1e-7)
+
+    card = (folder / "README.md").read_text(encoding="utf-8")
+    assert "license: cc0-1.0" in card
+    assert "corpus.txt" in card and f"{trained.step} of 6 steps" in card
+    assert f"loss: {measured[trained.step]:.4f}" in card
+    assert 'Embedder.load("model")' in card and "vocabulary_size" in card
+    assert sorted(path.name for path in folder.parent.iterdir()) == ["model"], "nothing temporary is left"
+
+
+def test_by_default_an_export_goes_into_the_run_folder(runs: dict[str, Made]) -> None:
+    made = runs["bert"]
+    printed = CliRunner().invoke(main, ["export", str(made.run)])
+    assert printed.stdout == f"model folder: {made.run / 'export'}\n"
+    transformers = pytest.importorskip("transformers")
+    model = transformers.BertForPreTraining.from_pretrained(made.run / "export")
+    ours = read_trained(made.run, "best").folder.model
+    assert sum(p.numel() for p in model.parameters()) == sum(p.numel() for p in ours.parameters())
+    tokenizer = transformers.AutoTokenizer.from_pretrained(made.run / "export")
+    vectors = Embedder.load(made.run / "export", "cpu").encode("A cat sat.", output="pieces")
+    with torch.no_grad():
+        theirs = model.bert(**tokenizer("A cat sat.", return_tensors="pt")).last_hidden_state[0, 1:-1]
+    np.testing.assert_allclose(vectors, theirs.numpy(), rtol=1e-4, atol=1e-5)

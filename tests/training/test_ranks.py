@@ -1,0 +1,181 @@
+"""Real starts on several ranks, as a user makes them: every config, every number of ranks, and every bad end."""
+
+import json
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from pretrain.config.load import dump_config, load_config
+from pretrain.config.run import RunConfig
+from pretrain.data.prepare import ensure_prepared
+from pretrain.evaluate import evaluate
+from pretrain.models import get_family
+from pretrain.runtime.distributed import rank_environment
+from pretrain.train import train
+from pretrain.training.checkpoint import find_newest
+from tests.runs import (
+    REPOSITORY,
+    clean_environment,
+    final_weights,
+    metrics,
+    run_cli,
+    run_on_ranks,
+    tiny_config,
+    tiny_overrides,
+)
+
+pytestmark = pytest.mark.slow
+FAMILIES = ("elmo", "bert")
+CONFIGS = sorted((REPOSITORY / "configs").glob("**/*.yaml"))
+
+
+def test_there_are_configs_of_both_families() -> None:
+    assert {load_config(path).model.kind for path in CONFIGS} == set(FAMILIES)
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: f"{path.parent.name}-{path.stem}")
+def test_every_config_runs(path: Path, tmp_path: Path) -> None:
+    """Nothing but its length is changed."""
+    run_cli("train", str(path), "schedule.total_steps=4", f"run_root={tmp_path}")
+    config = load_config(path, ["schedule.total_steps=4", f"run_root={tmp_path}"])
+    (line,) = metrics(config)
+    assert line["step"] == 4
+    assert find_newest(config.folder / "checkpoints") is not None
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_one_two_and_four_ranks(family: str, corpus: Path, tmp_path: Path) -> None:
+    """The same data and the same held-out loss, which `pretrain evaluate` finds too."""
+    more = ["evaluation.every_steps=2", "checkpoint.every_steps=2", "schedule.total_steps=4", "model.dropout=0"]
+    configs = {
+        ranks: tiny_config(
+            family, corpus, tmp_path, *more, f"name=ranks-{ranks}", f"sharding.ranks={ranks}", "sharding.zero_stage=3"
+        )
+        for ranks in (1, 2, 4)
+    }
+    for ranks in configs:
+        overrides = tiny_overrides(
+            family, corpus, tmp_path, *more, f"name=ranks-{ranks}", f"sharding.ranks={ranks}", "sharding.zero_stage=3"
+        )
+        run_cli("train", f"configs/{family}/demo.yaml", *overrides)
+    alone = metrics(configs[1])
+    assert len(alone) == 4
+    for config in configs.values():
+        lines = metrics(config)
+        assert [x["data_digest"] for x in lines] == [x["data_digest"] for x in alone]
+        assert [x["step"] for x in lines if "held_out_loss" in x] == [2, 4]
+        for key in ("held_out_loss", "held_out_perplexity"):
+            ours, theirs = ([x[key] for x in side if key in x] for side in (lines, alone))
+            assert ours == pytest.approx(theirs, rel=1e-5)
+        assert evaluate(config.folder, checkpoint="2").losses.loss == pytest.approx(lines[1]["held_out_loss"], rel=1e-5)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_bf16_trains_and_resumes(family: str, corpus: Path, tmp_path: Path) -> None:
+    """On two ranks at every stage; a resumed run is bitwise the same."""
+    starts: list[tuple[RunConfig, int | None]] = []
+    pairs = {}
+    for stage in (0, 1, 2, 3):
+        whole, halves = (
+            tiny_config(
+                family, corpus, tmp_path, "precision=bf16-mixed", f"sharding.zero_stage={stage}", f"name={n}-{stage}"
+            )
+            for n in ("whole", "halves")
+        )
+        starts += [(whole, None), (halves, 10), (halves, None)]
+        pairs[stage] = (whole, halves)
+    ensure_prepared(starts[0][0], get_family(family))
+    run_on_ranks(starts, 2, tmp_path)
+    for stage, (whole, halves) in pairs.items():
+        ours, theirs = metrics(halves), metrics(whole)
+        assert [x["data_digest"] for x in ours] == [x["data_digest"] for x in theirs]
+        assert theirs[-1]["loss"] < theirs[0]["loss"] - 0.1, f"stage {stage} learns"
+        assert [x["loss"] for x in ours] == [x["loss"] for x in theirs], f"stage {stage}"
+        weights, expected = final_weights(halves), final_weights(whole)
+        assert all(torch.equal(weights[name], value) for name, value in expected.items()), f"stage {stage}"
+        assert all(value.dtype == torch.float32 for value in expected.values())
+        fine = [not torch.equal(value, value.bfloat16().float()) for value in expected.values()]
+        assert any(fine), f"stage {stage} keeps float32 weights in the optimizer"
+
+
+def test_zero_shards(corpus: Path, tmp_path: Path) -> None:
+    """Each of two ranks holds half the optimizer's states, and under ZeRO 3 half the weights."""
+    jobs = []
+    for family in FAMILIES:
+        for stage in (1, 2, 3):
+            config = tiny_config(family, corpus, tmp_path, f"name={family}-{stage}", f"sharding.zero_stage={stage}")
+            ensure_prepared(config, get_family(family))
+            jobs.append(tmp_path / f"{config.name}.yaml")
+            jobs[-1].write_text(dump_config(config), encoding="utf-8")
+    command = ["-m", "tests.training.sharding_rank", str(tmp_path), *map(str, jobs)]
+    script = (
+        "import sys; from pretrain.runtime.distributed import spawn_ranks; "
+        f"sys.exit(spawn_ranks([sys.executable, *{json.dumps(command)}], 2))"
+    )
+    environment = clean_environment() | {"OMP_NUM_THREADS": "1"}
+    subprocess.run([sys.executable, "-c", script], cwd=REPOSITORY, env=environment, check=True, timeout=500)
+    for rank in range(2):
+        for name, counted in json.loads((tmp_path / f"rank-{rank}.json").read_text(encoding="utf-8")).items():
+            whole = counted["whole"]
+            assert counted["states"] == pytest.approx(whole / 2, rel=0.05), name
+            if name.endswith("3"):
+                assert counted["held"] == pytest.approx(whole / 2, rel=0.05), name
+                assert counted["whole_now"] == 0, "nothing stays gathered between steps"
+            else:
+                assert counted["held"] == whole, name
+
+
+def test_a_loss_that_is_no_number_stops_all_ranks(corpus: Path, tmp_path: Path) -> None:
+    absurd = "optimizer={kind: adagrad, peak_learning_rate: 1e38, clip_norm: 0}"
+    more = [absurd, "schedule.warmup_steps=0", "sharding.ranks=2", "checkpoint.every_steps=5"]
+    done = run_cli("train", "configs/bert/demo.yaml", *tiny_overrides("bert", corpus, tmp_path, *more), check=False)
+    assert done.returncode == 2, done.stderr
+    errors = [line for line in done.stderr.splitlines() if line.startswith("error:")]
+    assert len(errors) == 1 and re.match(r"error: step \d+: the .* is (nan|inf)", errors[0]), done.stderr
+    assert "Traceback" not in done.stderr
+    config = tiny_config("bert", corpus, tmp_path, *more)
+    assert find_newest(config.folder / "checkpoints") is None
+
+
+def children(pid: int) -> list[int]:
+    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_to_the_launcher_ends_all_ranks(number: signal.Signals, corpus: Path, tmp_path: Path) -> None:
+    more = ["schedule.total_steps=100000", "checkpoint.every_steps=4", "name=ended"]
+    config = tiny_config("bert", corpus, tmp_path, *more)
+    command = [sys.executable, "-m", "pretrain", "train", "configs/bert/demo.yaml"]
+    command += tiny_overrides("bert", corpus, tmp_path, *more)
+    environment = clean_environment() | {"OMP_NUM_THREADS": "1"}
+    with (tmp_path / "stderr").open("wb") as stderr:
+        launcher = subprocess.Popen(command, cwd=REPOSITORY, env=environment, stderr=stderr)
+        deadline = time.monotonic() + 120
+        while len(metrics(config)) < 6:
+            assert time.monotonic() < deadline and launcher.poll() is None, (tmp_path / "stderr").read_text()
+            time.sleep(0.05)
+        ranks = children(launcher.pid)
+        assert len(ranks) == 2
+        launcher.send_signal(number)
+        assert launcher.wait(15) not in (0, 2)
+    assert not [pid for pid in ranks if Path(f"/proc/{pid}").exists()]
+    newest = find_newest(config.folder / "checkpoints")
+    assert newest is not None, "what was saved stays whole"
+
+
+def test_a_launched_rank_of_a_finished_run_does_nothing(corpus: Path, tmp_path: Path) -> None:
+    more = ["sharding.ranks=1", "sharding.zero_stage=0", "schedule.total_steps=2"]
+    config = tiny_config("bert", corpus, tmp_path, *more)
+    train(config)
+    starts = (config.folder / "starts.jsonl").read_text(encoding="utf-8")
+    done = run_cli(
+        "train", "configs/bert/demo.yaml", *tiny_overrides("bert", corpus, tmp_path, *more), **rank_environment(0, 1, 1)
+    )
+    assert "at its last step, 2: nothing to do" in done.stderr
+    assert (config.folder / "starts.jsonl").read_text(encoding="utf-8") == starts
