@@ -66,7 +66,7 @@ class ExampleMaker(Protocol):
     """Turns blocks into examples and examples into batches; pure functions of their arguments."""
 
     def make(self, block: Block, rng: np.random.Generator, *, pad: bool = False) -> Examples:
-        """The examples of a block. `pad` keeps what does not fill the last ones, ignored by the loss (held-out text)."""
+        """The examples of a block; `pad` (held-out text) keeps what does not fill the last ones, without a loss."""
 
     def counts(self, examples: Arrays) -> dict[str, int]:
         """Predictions per loss term, and `tokens`: the real (unpadded) tokens."""
@@ -78,7 +78,9 @@ class ExampleMaker(Protocol):
 class Objective(Protocol):
     """The losses of a batch."""
 
-    def __call__(self, model: nn.Module, batch: Batch, carried: Tensor | None, *, seed: int) -> tuple[dict[str, LossTerm], Tensor | None]:
+    def __call__(
+        self, model: nn.Module, batch: Batch, carried: Tensor | None, *, seed: int
+    ) -> tuple[dict[str, LossTerm], Tensor | None]:
         """Loss terms by name, and the state carried to the rows' next window (None where nothing is carried).
 
         `seed` keys whatever is drawn on the device and must be the same on every rank; `carried` None means zero state.

@@ -18,7 +18,16 @@ OPTIMIZERS = {
 
 def plain(family: str, corpus: Path, root: Path, optimizer: str, name: str, *more: str) -> RunConfig:
     """A run without dropout, so that every split computes the same thing."""
-    return tiny_config(family, corpus, root, "model.dropout=0", "schedule.decay=constant", *OPTIMIZERS[optimizer], f"name={name}", *more)
+    return tiny_config(
+        family,
+        corpus,
+        root,
+        "model.dropout=0",
+        "schedule.decay=constant",
+        *OPTIMIZERS[optimizer],
+        f"name={name}",
+        *more,
+    )
 
 
 def same_run(ours: RunConfig, reference: RunConfig) -> None:
@@ -28,13 +37,11 @@ def same_run(ours: RunConfig, reference: RunConfig) -> None:
     assert len({line["data_digest"] for line in a}) == len(a) == 20
     for key in (key for key in b[0] if key.endswith("loss")):
         torch.testing.assert_close([x[key] for x in a], [x[key] for x in b], rtol=1e-5, atol=1e-6)
-    torch.testing.assert_close(
-        [x["gradient_norm"] for x in a], [x["gradient_norm"] for x in b], rtol=1e-4, atol=1e-6
-    )
+    torch.testing.assert_close([x["gradient_norm"] for x in a], [x["gradient_norm"] for x in b], rtol=1e-4, atol=1e-6)
     weights, expected = final_weights(ours), final_weights(reference)
     assert weights.keys() == expected.keys()
     for name in weights:
-        torch.testing.assert_close(weights[name], expected[name], rtol=1e-5, atol=2e-6, msg=lambda m, n=name: f"{n}: {m}")
+        torch.testing.assert_close(weights[name], expected[name], rtol=1e-5, atol=2e-6)
 
 
 @pytest.mark.parametrize("family", ["elmo", "bert"])
