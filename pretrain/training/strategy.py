@@ -46,7 +46,7 @@ def deepspeed_config(config: RunConfig) -> dict[str, Any]:
     """What DeepSpeed is told; Lightning adds precision, accumulation and clipping.
 
     Our optimizers are given as they are ("untested"). Buckets are far below DeepSpeed's default, which reserves
-    gigabytes that a BERT does not need.
+    gigabytes that a BERT does not need, and under ZeRO 3 would keep every weight of one gathered.
     """
     sharding = config.sharding
     return {
@@ -60,6 +60,8 @@ def deepspeed_config(config: RunConfig) -> dict[str, Any]:
             "allgather_bucket_size": sharding.bucket_elements,
             "stage3_param_persistence_threshold": sharding.persistence_threshold,
             "stage3_prefetch_bucket_size": sharding.bucket_elements,
+            "stage3_max_live_parameters": sharding.bucket_elements,
+            "stage3_max_reuse_distance": sharding.bucket_elements,
         },
     }
 
