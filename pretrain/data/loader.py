@@ -9,6 +9,7 @@ from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from pretrain.data.blocks import Arrays
 from pretrain.data.stream import Corpus, Share, StreamPosition, join_shares, read_shares
+from pretrain.errors import PretrainError
 
 
 @dataclass
@@ -24,16 +25,19 @@ class MicroBatch:
     """What the rank's whole step holds: counts, digest, and the positions after it."""
 
 
-class _Lanes(IterableDataset[Share]):
+class _Lanes(IterableDataset[Share | PretrainError]):
     """The lanes of one rank, shared out over its workers."""
 
     def __init__(self, corpus: Corpus, lanes: range, rows: int, positions: StreamPosition) -> None:
         self._corpus, self._lanes, self._rows, self._positions = corpus, lanes, rows, positions
 
-    def __iter__(self) -> Iterator[Share]:
+    def __iter__(self) -> Iterator[Share | PretrainError]:
         info = get_worker_info()
         first, step = (info.id, info.num_workers) if info else (0, 1)
-        return read_shares(self._corpus, self._lanes[first::step], self._rows, self._positions)
+        try:
+            yield from read_shares(self._corpus, self._lanes[first::step], self._rows, self._positions)
+        except PretrainError as error:  # raised here, it would reach the user inside a worker's traceback
+            yield error
 
 
 class StepLoader:
@@ -70,9 +74,15 @@ class StepLoader:
         shares = iter(loader)
         while True:
             # A DataLoader returns its workers' items in turn: one item of each makes a step.
-            share = join_shares([next(shares) for _ in range(max(1, self._workers))], self._rows)
+            share = join_shares([_checked(next(shares)) for _ in range(max(1, self._workers))], self._rows)
             for index in range(self._micro_batches):
                 start = index * self._micro_size
                 part = {key: array[start : start + self._micro_size] for key, array in share.arrays.items()}
                 last = index == self._micro_batches - 1
                 yield MicroBatch(self._collate(part), index, last, share)
+
+
+def _checked(share: Share | PretrainError) -> Share:
+    if isinstance(share, PretrainError):
+        raise share
+    return share

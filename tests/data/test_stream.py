@@ -320,3 +320,11 @@ def test_the_loader_cuts_the_joined_share_into_micro_batches(workers: int, corpu
             np.testing.assert_array_equal(rows, expected[step].arrays["tokens"][12 * rank : 12 * rank + 12])
             assert list(micro_batches[-1].share.positions) == list(lanes)
         del batches
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_mistake_found_by_a_worker_is_one_line(sources: list[PreparedSource], workers: int) -> None:
+    corpus = Corpus(sources, PairMaker(least=1000), seed=1, lanes=2)
+    loader = StepLoader(corpus, range(2), 4, 4, dict, positions=[(0, 0)] * 2, workers=workers)
+    with pytest.raises(DataError, match=r"^source [ab]: no example in 33 blocks read [^\n]*$"):
+        next(iter(loader))
