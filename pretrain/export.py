@@ -53,7 +53,7 @@ license: {license}
 library_name: {family.export_format}
 tags: [{family.kind}, pretrain]
 ---
-# {name}
+# {config.name}
 
 {family.kind} pretrained by the run `{config.name}`, {trained.step:,} of {config.schedule.total_steps:,} steps of
 {config.batch.global_size:,} examples; {config.model.parameters(_vocabulary(trained)):,} parameters.
