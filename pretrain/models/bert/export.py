@@ -42,6 +42,10 @@ OPTIONS = {
 }
 """Those that early `config.json` files may leave out, meaning BERT's own values, which are our defaults too."""
 
+EXAMPLES = ("max_sequence_length", "mask_probability", "short_sequence_probability")
+"""What the published format does not say of how the model was trained, and `evaluate` needs to ask it the same: it goes
+into `config.json` under `pretrain`, a key that every other reader ignores."""
+
 MODULES = {
     "encoder.embeddings.words": "bert.embeddings.word_embeddings",
     "encoder.embeddings.positions": "bert.embeddings.position_embeddings",
@@ -128,6 +132,7 @@ def _published_config(config: BertConfig, vocabulary_size: int, padding_id: int)
         "pad_token_id": padding_id,
         "tie_word_embeddings": True,
         **{theirs: getattr(config, ours) for ours, theirs in (SIZES | OPTIONS).items()},
+        "pretrain": {name: getattr(config, name) for name in EXAMPLES},
     }
 
 
@@ -144,7 +149,8 @@ def read(folder: Path) -> ModelFolder:
     """A published model, in `eval` mode. Heads that the folder does not hold are freshly initialised.
 
     The published format has two dropouts where we have one (the hidden states' is taken), and does not say how long
-    the training sequences were. Raises ExportError naming the file and what is wrong with it.
+    the training sequences were: where we did not write it, our defaults are taken. Raises ExportError naming the file
+    and what is wrong with it.
     """
     config, vocabulary_size = _read_config(folder / "config.json")
     tokenizer = load_tokenizer(folder)
@@ -199,7 +205,9 @@ def _read_config(path: Path) -> tuple[BertConfig, int]:
     options["activation"] = ACTIVATIONS[activation]
     default_length = BertConfig.model_fields["max_sequence_length"].default
     try:
-        options["max_sequence_length"] = min(default_length, int(options["max_positions"]))
+        options |= {name: value for name, value in published.get("pretrain", {}).items() if name in EXAMPLES}
+        length = options.get("max_sequence_length", default_length)
+        options["max_sequence_length"] = min(length, int(options["max_positions"]))
         return BertConfig.model_validate(options, strict=False), int(published["vocab_size"])
     except ValidationError as error:
         problem = error.errors()[0]
