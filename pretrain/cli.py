@@ -19,7 +19,10 @@ OVERRIDES = click.argument("overrides", nargs=-1, metavar="[section.option=value
 NEEDS_TRAIN = {
     "datasets", "deepspeed", "filelock", "fsspec", "lightning", "matplotlib", "pyarrow", "sentencex", "wandb",
 }  # fmt: skip
-THE_MACHINES = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.ENOSPC, errno.EDQUOT}
+THE_MACHINES = {
+    errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.ENOSPC, errno.EDQUOT,
+    errno.ENAMETOOLONG, errno.EEXIST, errno.ELOOP,
+}  # fmt: skip
 """Errors of the file system that are no bug of ours."""
 RANK_0_SECONDS = 10
 """How long another rank leaves it to rank 0 to name a mistake that met all ranks alike, and to end them."""

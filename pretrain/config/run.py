@@ -22,8 +22,8 @@ from pretrain.config.training import (
 class RunConfig(Section):
     """One complete run."""
 
-    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9_.-]+$")]
-    """The run's name; its folder is `run_root/name`."""
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9_-][A-Za-z0-9_.-]{0,99}$")]
+    """The run's name; its folder is `run_root/name`. Not `prepared`, which is where prepared corpora are."""
     run_root: PathOption = Path("runs")
     """Where run folders are made."""
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 1
@@ -61,6 +61,8 @@ class RunConfig(Section):
     @model_validator(mode="after")
     def _agree(self) -> Self:
         problems = []
+        if self.name == "prepared":
+            problems.append("name is prepared, the folder of prepared corpora: choose another")
         if not isinstance(self.tokenizer, TOKENIZER_OF[self.model.kind]):
             problems.append(f"tokenizer.kind is {self.tokenizer.kind}, which model.kind {self.model.kind} cannot read")
         size, lanes, micro_size = self.batch.global_size, self.data.lanes, self.batch.micro_size

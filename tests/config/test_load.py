@@ -82,7 +82,7 @@ def test_every_problem_is_told_at_once_with_its_path_and_value() -> None:
         ("model.filters=[[1, 16], [2]]", ["model.filters.1.1: missing"]),
         ("model.filters=[[60, 8]]", ["model: filters has a width of 60, more than max_characters (50)"]),
         ("model.initialize_from=3", ["model.initialize_from: must be a path (given: 3)"]),
-        ("name=a/b", ["name: does not match ^[A-Za-z0-9_.-]+$ (given: 'a/b')"]),
+        ("name=a/b", ["name: does not match ^[A-Za-z0-9_-][A-Za-z0-9_.-]{0,99}$ (given: 'a/b')"]),
         ("tokenizer.lowercase=yes", ["tokenizer.lowercase: must be true or false (given: 'yes')"]),
         ("optimizer.peak_learning_rate=.nan", ["optimizer.peak_learning_rate: must be a finite number (given: nan)"]),
         ("optimizer.beta1=0.5", ["optimizer.beta1: no such option"]),
@@ -191,3 +191,9 @@ def test_a_config_is_frozen_and_its_tokenizer_follows_the_model() -> None:
     with pytest.raises(ValueError, match="frozen"):
         config.seed = 3  # type: ignore[misc]
     assert RunConfig.model_validate(config.model_dump()) == config
+
+
+@pytest.mark.parametrize("name", ["..", ".", ".hidden", "prepared", "a/b", "x" * 101])
+def test_a_name_that_is_no_folder_of_its_own_is_refused(name: str) -> None:
+    with pytest.raises(ConfigError, match=r"name"):
+        load_config("configs/bert/demo.yaml", [f"name={name}"])
