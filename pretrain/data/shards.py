@@ -141,7 +141,8 @@ def read_block(store: Store, shards: Shards, number: int) -> Block:
             with pq.ParquetFile(stream) as parquet:
                 if _hash_row_group(stream, parquet, row_group) != checksum:
                     raise OSError("its checksum does not match the manifest")
-                table = parquet.read_row_group(row_group).combine_chunks()
+                # in this thread: another one may still hold the stream while Python shuts down, and abort the process
+                table = parquet.read_row_group(row_group, use_threads=False).combine_chunks()
     except (OSError, pa.ArrowException) as error:
         raise DataError(f"{store.url}/{file}: block {row_group}: {str(error).splitlines()[0]}") from None
     lengths, tokens = (table[name].combine_chunks() for name in ("lengths", "tokens"))

@@ -1,6 +1,7 @@
 """Ranks: who we are, starting them on this host, and ending when the launcher is gone."""
 
 import contextlib
+import faulthandler
 import logging
 import os
 import signal
@@ -134,7 +135,8 @@ def _end(running: Sequence[subprocess.Popen[bytes]]) -> None:
 
 
 def end_with_launcher() -> None:
-    """Ends this process within a second or so of its launcher's death, however that died."""
+    """Ends this process within a second or so of its launcher's death, however that died; a crash says where it was."""
+    faulthandler.enable()
     launcher = int(os.environ.get(LAUNCHER, os.getppid()))
 
     def watch() -> None:
@@ -145,6 +147,19 @@ def end_with_launcher() -> None:
         os._exit(1)
 
     threading.Thread(target=watch, name="launcher-watch", daemon=True).start()
+
+
+def leave_ranks() -> None:
+    """Ends the process group, once a rank's work is done and well.
+
+    gloo's threads may still hold tensors. One that lets go of them while Python shuts down aborts the process
+    ("terminate called without an active exception"), so they are joined before. Not for a rank that failed: the others
+    may never answer it.
+    """
+    import torch.distributed as dist
+
+    if dist.is_available() and dist.is_initialized():
+        dist.destroy_process_group()
 
 
 def sum_over_ranks(values: Any) -> Any:

@@ -14,6 +14,7 @@ import torch
 from pretrain.runtime.distributed import (
     free_port,
     gather_objects,
+    leave_ranks,
     max_over_ranks,
     rank_environment,
     spawn_ranks,
@@ -140,3 +141,13 @@ def test_one_process_is_a_world_of_its_own() -> None:
     assert sum_over_ranks(values) is values
     assert max_over_ranks(3, torch.device("cpu")) == 3
     assert gather_objects({"a": 1}) == [{"a": 1}]
+
+
+def test_a_rank_leaves_its_group_before_python_ends(tmp_path: Path) -> None:
+    """Left to the interpreter's end, gloo's threads can abort the process."""
+    import torch.distributed as dist
+
+    leave_ranks()  # without a group there is nothing to do
+    dist.init_process_group("gloo", init_method=f"file://{tmp_path}/rendezvous", rank=0, world_size=1)
+    leave_ranks()
+    assert not dist.is_initialized()

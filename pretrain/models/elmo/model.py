@@ -9,7 +9,9 @@ from torch import Tensor, nn
 
 from pretrain.config.models import ElmoConfig
 from pretrain.errors import ConfigError
-from pretrain.models.elmo.layers import LstmStack, Softmax, TokenEncoder
+from pretrain.models.elmo.layers import TokenEncoder
+from pretrain.models.elmo.recurrence import LstmStack
+from pretrain.models.elmo.softmax import Softmax
 from pretrain.models.family import LayerVectors
 
 

@@ -9,9 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pretrain.models.elmo.layers import LstmLayer, LstmStack
 from pretrain.models.elmo.model import ElmoEncoder, ElmoModel
 from pretrain.models.elmo.objective import ElmoObjective
+from pretrain.models.elmo.recurrence import LstmLayer, LstmStack
 from pretrain.models.elmo.tokens import WORD_PADDING
 from pretrain.models.family import Tokenizer
 
