@@ -1,17 +1,15 @@
-"""`pretrain bench`: how fast a config's training steps are, beside a peer doing the same work in the same minute.
+"""`pretrain bench`: how fast a config's training steps are, beside peers doing the same work in the same minutes.
 
 A step is forward, backward, clipping and the optimizer's update of `batch.global_size` examples in one process, on
-batches that lie ready on the device. The peer, `models/<family>/peer.py`, gets the same weights, batches and optimizer.
+batches that lie ready on the device. A peer, from `models/<family>/peer.py`, gets the same weights, batches and
+optimizer. Parts of the model, which that file names too, are timed by themselves: forward, and backward to the weights
+and to what the part started from.
 """
 
 import importlib
-import platform
-import resource
 import statistics
-import sys
-import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass
 from itertools import islice
 from typing import Any
 
@@ -25,67 +23,18 @@ from pretrain.data.store import Store
 from pretrain.data.stream import Corpus, training_sources
 from pretrain.models import get_family
 from pretrain.models.family import Objective, Tokenizer
+from pretrain.models.peers import Absent, Part, Peer, Tensors, Work
+from pretrain.runtime.machine import MemoryMeter, device_name, matrix_peaks, seconds_of
 from pretrain.runtime.run_folder import versions
 from pretrain.runtime.seeding import seed_of
+from pretrain.runtime.timing import OURS, Timing
 from pretrain.training.optimizer import build_optimizer
 from pretrain.training.trained import build_initial_model, load_tokenizer
 
 WARM_UP_STEPS = 2
 """Steps of each before anything is timed: kernels are chosen, memory is taken, optimizer states are made."""
-MATRIX_SECONDS = 0.5
-"""How long matrix products of one type are repeated."""
-RSS_UNIT = 1 if sys.platform == "darwin" else 1024
-"""Bytes that the system counts a process's memory in."""
 
 Step = Sequence[MicroBatch]
-
-
-@dataclass
-class Measured:
-    """One contestant's steps. Rates are medians over steps; tokens are real (unpadded) ones."""
-
-    name: str
-    examples: int
-    """Examples per step."""
-    flops_per_token: float
-    """Model FLOPs (`flops_per_token` of the model's config), whatever the contestant computes more or saves."""
-    peak: float
-    """FLOP/s of matrix products in the run's precision."""
-    seconds: list[float] = field(default_factory=list)
-    tokens: list[int] = field(default_factory=list)
-    losses: list[float] = field(default_factory=list)
-    peak_memory: int | None = None
-    """Bytes: on CUDA what this contestant allocated at most; on CPU the process's high-water mark, ours only."""
-
-    @property
-    def tokens_per_second(self) -> float:
-        """Median over the steps."""
-        return statistics.median(count / time for count, time in zip(self.tokens, self.seconds, strict=True))
-
-    def values(self) -> dict[str, Any]:
-        """All numbers by name."""
-        flops = self.tokens_per_second * self.flops_per_token
-        return {
-            "name": self.name,
-            "tokens_per_second": self.tokens_per_second,
-            "examples_per_second": self.examples / statistics.median(self.seconds),
-            "flops_per_second": flops,
-            "share_of_peak": flops / self.peak,
-            "peak_memory": self.peak_memory,
-            "seconds": self.seconds,
-            "tokens": self.tokens,
-            "losses": self.losses,
-        }
-
-    def line(self) -> str:
-        """The numbers, readable."""
-        values = self.values()
-        memory = "" if self.peak_memory is None else f", {self.peak_memory / 2**20:,.0f} MiB at most"
-        return (
-            f"{self.name}: {values['tokens_per_second']:,.0f} tokens/s, "
-            f"{values['examples_per_second']:,.1f} examples/s, "
-            f"{values['flops_per_second'] / 1e12:.4g} TFLOP/s ({values['share_of_peak']:.1%} of the peak){memory}"
-        )
 
 
 @dataclass(frozen=True)
@@ -94,39 +43,56 @@ class Bench:
 
     about: dict[str, Any]
     """The run, its sizes, the machine, versions, and `matrix_peak`: FLOP/s of large matrix products by type."""
-    ours: Measured
-    peer: Measured | None
-    no_peer: str | None
-    """Why there is no peer."""
+    step: Timing
+    parts: list[Timing]
+    peak_memory: dict[str, int | None]
+    """Bytes that a contestant's warm-up took at most, by name; None where the system does not tell."""
+    losses: dict[str, list[float]]
+    """Of each timed step, by contestant."""
+    absent: list[Absent]
 
-    @property
-    def ratio(self) -> float | None:
-        """Our tokens per second over the peer's."""
-        return None if self.peer is None else self.ours.tokens_per_second / self.peer.tokens_per_second
+    def share(self, part: Timing) -> float:
+        """The part's share of our step."""
+        return statistics.median(part.seconds[OURS]) / statistics.median(self.step.seconds[OURS])
 
     def values(self) -> dict[str, Any]:
         """All numbers by name."""
-        peer = None if self.peer is None else self.peer.values()
-        return self.about | {"ours": self.ours.values(), "peer": peer, "no_peer": self.no_peer, "ratio": self.ratio}
+        return self.about | {
+            "step": self.step.values(),
+            "parts": {part.name: part.values() | {"share_of_step": self.share(part)} for part in self.parts},
+            "peak_memory": self.peak_memory,
+            "losses": self.losses,
+            "absent": {peer.name: peer.reason for peer in self.absent},
+        }
 
     def lines(self) -> list[str]:
-        """One readable line per number."""
+        """The numbers, readable."""
         about = self.about
         peaks = ", ".join(f"{name} {peak / 1e12:.4g}" for name, peak in about["matrix_peak"].items())
-        lines = [
+        memory = {name: f", {peak / 2**20:,.0f} MiB" for name, peak in self.peak_memory.items() if peak is not None}
+        return [
             f"{about['name']}: {about['parameters']:,} parameters, vocabulary {about['vocabulary_size']:,}, "
-            f"{self.ours.examples} examples per step, {about['precision']}",
+            f"{about['global_size']} examples per step, {about['precision']}",
             f"{about['device']}, {about['threads']} threads; matrix products, TFLOP/s: {peaks}",
-            f"{about['flops_per_token']:.3e} FLOPs per token; {about['steps']} steps of each, in turn; medians:",
-            self.ours.line(),
+            f"{about['steps']} steps of each, in turn; rates are medians over steps, ratios of the peer's time to "
+            "ours",
+            "FLOPs are the model's own, also where a contestant saves some: their share of the peak may pass 100%",
+            f"step, {self.step.flops_per_token:.3e} FLOPs per token:",
+            *self.step.lines(memory),
+            *(
+                line
+                for part in self.parts
+                for line in (
+                    f"{part.name}, {part.flops_per_token:.3e} FLOPs per token, {self.share(part):.0%} of our step:",
+                    *part.lines({}),
+                )
+            ),
+            *(f"no peer: {peer.name}: {peer.reason}" for peer in self.absent),
         ]
-        if self.peer is None:
-            return [*lines, f"no peer: {self.no_peer}"]
-        return [*lines, self.peer.line(), f"ratio: {self.ratio:.3f}"]
 
 
 def bench(config: RunConfig, steps: int) -> Bench:
-    """Measures `steps` steps of `config` and of its peer, in turn, after a warm-up of each; prepares text as needed.
+    """Measures `steps` steps of `config` and of its peers, in turn, after a warm-up of each; prepares text as needed.
 
     Raises DataError or ConfigError as training would.
     """
@@ -134,34 +100,29 @@ def bench(config: RunConfig, steps: int) -> Bench:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     store = ensure_prepared(config, family)
     tokenizer = load_tokenizer(config, store)
-    began = time.perf_counter()
-    batches = read_steps(config, tokenizer, store, WARM_UP_STEPS + steps)
-    reading = sum(step[0].share.counts["tokens"] for step in batches) / (time.perf_counter() - began)
+    batches: list[Step] = []
+    reading = seconds_of(lambda: batches.extend(read_steps(config, tokenizer, store, WARM_UP_STEPS + steps)), device)
+    tokens = [step[0].share.counts["tokens"] for step in batches]
     batches = [[to_device(batch, device) for batch in step] for step in batches]
-    vocabulary_size = tokenizer.vocabulary_size
-    flops_per_token = config.model.flops_per_token(vocabulary_size)
-    peaks = matrix_peaks(config, device)
+    peaks = matrix_peaks(config.precision, device)
     peak = peaks["bfloat16" if config.precision == "bf16-mixed" else "float32"]
-    numbers = config.batch.global_size, flops_per_token, peak
-    warm_up, timed = batches[:WARM_UP_STEPS], batches[WARM_UP_STEPS:]
 
-    initial = build_initial_model(config, tokenizer)
-    peer_model, peer_name, no_peer = build_peer(config, initial, tokenizer)
-    ours = Contestant(
-        config, initial, family.build_objective(config.model, tokenizer), device, Measured("ours", *numbers)
-    )
-    ours.warm_up(warm_up)
-    if device.type == "cpu":  # a process's mark never sinks, so the peer, which comes second, has none of its own
-        ours.measured.peak_memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * RSS_UNIT
-    peer = None
-    if peer_model is not None:
-        objective = peer_module(config).build_peer_objective(initial, tokenizer)
-        peer = Contestant(config, peer_model, objective, device, Measured(peer_name, *numbers))
-        peer.warm_up(warm_up)
+    model = build_initial_model(config, tokenizer)
+    peers, parts = build_peers(config, model, tokenizer)
+    present = [peer for peer in peers if isinstance(peer, Peer)]
+    ours = Peer(OURS, model, family.build_objective(config.model, tokenizer), {part.name: part.ours for part in parts})
+    contestants = [Contestant(config, one, device, batches[:WARM_UP_STEPS]) for one in (ours, *present)]
+    timed = batches[WARM_UP_STEPS:]
+    flops_per_token = config.model.flops_per_token(tokenizer.vocabulary_size)
+    timings = [
+        Timing(name, flops, peak, tokens[WARM_UP_STEPS:])
+        for name, flops in (("step", flops_per_token), *((part.name, part.flops_per_token) for part in parts))
+    ]
     for step in timed:
-        ours.time(step)
-        if peer is not None:
-            peer.time(step)
+        for one in contestants:
+            timings[0].seconds.setdefault(one.name, []).append(one.train(step))
+    for part, timing in zip(parts, timings[1:], strict=True):
+        measure_part(part, timing, contestants, batches[0], timed)
     about = {
         "name": config.name,
         "kind": config.model.kind,
@@ -170,53 +131,52 @@ def bench(config: RunConfig, steps: int) -> Bench:
         "threads": torch.get_num_threads(),
         "versions": versions(),
         "steps": steps,
-        "parameters": sum(parameter.numel() for parameter in initial.parameters()),
-        "vocabulary_size": vocabulary_size,
+        "parameters": sum(parameter.numel() for parameter in model.parameters()),
+        "vocabulary_size": tokenizer.vocabulary_size,
         "global_size": config.batch.global_size,
         "micro_size": config.batch.micro_size,
-        "flops_per_token": flops_per_token,
         "matrix_peak": peaks,
-        "reading_tokens_per_second": reading,
+        "reading_tokens_per_second": sum(tokens) / reading,
     }
-    return Bench(about, ours.measured, None if peer is None else peer.measured, no_peer)
+    return Bench(
+        about,
+        timings[0],
+        timings[1:],
+        {one.name: one.peak_memory for one in contestants},
+        {one.name: one.losses for one in contestants},
+        [peer for peer in peers if isinstance(peer, Absent)],
+    )
 
 
 class Contestant:
-    """A model in training: timed step by step, on the same batches as the other."""
+    """A model in training, warmed up: timed step by step, on the same batches as the others."""
 
-    def __init__(
-        self, config: RunConfig, model: nn.Module, objective: Objective, device: torch.device, measured: Measured
-    ) -> None:
+    def __init__(self, config: RunConfig, peer: Peer, device: torch.device, warm_up: Sequence[Step]) -> None:
         family = get_family(config.model.kind)
+        memory = MemoryMeter(peer.model, device)
+        self.name = peer.name
+        self.parts = peer.parts
+        self.losses: list[float] = []
+        """Of each step after the warm-up."""
         self._config = config
-        self._before = torch.cuda.memory_allocated() if device.type == "cuda" else 0
-        self._model = model.to(device).train()
-        self._objective = objective
+        self._model = peer.model.to(device).train()
+        self._objective: Objective = peer.objective
         self._device = device
         self._scale = family.gradient_scale(config.model)
         self._optimizer = build_optimizer(config.optimizer, self._model, family.no_decay)
         self._carried: dict[int, Tensor | None] = {}
         self._step = 0
-        self.measured = measured
-
-    def warm_up(self, steps: Sequence[Step]) -> None:
-        """Trains without timing, and notes the memory that it takes."""
-        if self._device.type == "cuda":
-            torch.cuda.reset_peak_memory_stats()
-        for step in steps:
+        memory.start()
+        for step in warm_up:
             self._train(step)
-        if self._device.type == "cuda":
-            self.measured.peak_memory = torch.cuda.max_memory_allocated() - self._before
+        self.peak_memory = memory.peak()
 
-    def time(self, step: Step) -> None:
-        """Trains one step and notes how long it took."""
-        self._wait()
-        began = time.perf_counter()
-        loss = self._train(step)
-        self._wait()
-        self.measured.seconds.append(time.perf_counter() - began)
-        self.measured.tokens.append(step[0].share.counts["tokens"])
-        self.measured.losses.append(loss.item())
+    def train(self, step: Step) -> float:
+        """Trains one step, notes its loss, and returns the seconds that it took."""
+        losses: list[Tensor] = []
+        seconds = seconds_of(lambda: losses.append(self._train(step)), self._device)
+        self.losses.append(losses[0].item())
+        return seconds
 
     def _train(self, step: Step) -> Tensor:
         """The step's loss: a mean over its predictions, as training has it."""
@@ -225,7 +185,7 @@ class Contestant:
         total = torch.zeros((), device=self._device)
         for batch in step:
             torch.manual_seed(seed_of(seed, "dropout", self._step, batch.index, 0))
-            with torch.autocast(self._device.type, torch.bfloat16, enabled=config.precision == "bf16-mixed"):
+            with self._autocast():
                 terms, self._carried[batch.index] = self._objective(
                     self._model,
                     batch.tensors,
@@ -243,9 +203,45 @@ class Contestant:
         self._step += 1
         return total
 
-    def _wait(self) -> None:
-        if self._device.type == "cuda":
-            torch.cuda.synchronize()
+    def inputs(self, part: Part, batch: MicroBatch) -> Tensors:
+        """What a part starts from, if this is our model."""
+        with self._autocast():
+            return part.inputs(self._model, batch.tensors)
+
+    def run(self, work: Work, inputs: Tensors) -> float:
+        """Seconds of a part's forward and backward on one micro-batch."""
+        self._optimizer.zero_grad(set_to_none=True)
+        for tensor in inputs:
+            tensor.grad = None
+        return seconds_of(lambda: self._forward_and_backward(work, inputs), self._device)
+
+    def _forward_and_backward(self, work: Work, inputs: Tensors) -> None:
+        torch.manual_seed(self._config.seed)
+        with self._autocast():
+            outputs = work(self._model, inputs)
+        torch.autograd.backward(outputs, [torch.ones_like(output) for output in outputs])
+
+    def _autocast(self) -> torch.autocast:
+        return torch.autocast(self._device.type, torch.bfloat16, enabled=self._config.precision == "bf16-mixed")
+
+
+def measure_part(
+    part: Part, timing: Timing, contestants: Sequence[Contestant], warm_up: Step, steps: Sequence[Step]
+) -> None:
+    """Times a part of each step, all micro-batches of it, by every contestant that has a way of its own."""
+    some = [one for one in contestants if part.name in one.parts]
+    for number, step in enumerate((warm_up, *steps)):
+        inputs = [contestants[0].inputs(part, batch) for batch in step]
+        for one in some:
+            seconds = sum(one.run(one.parts[part.name], some_inputs) for some_inputs in inputs)
+            if number:
+                timing.seconds.setdefault(one.name, []).append(seconds)
+
+
+def build_peers(config: RunConfig, model: nn.Module, tokenizer: Tokenizer) -> tuple[list[Peer | Absent], list[Part]]:
+    """The peers of the config's family with the weights of `model`, and the parts of it."""
+    module: Any = importlib.import_module(f"pretrain.models.{config.model.kind}.peer")
+    return module.build_peers(model, tokenizer), module.build_parts(model)
 
 
 def read_steps(config: RunConfig, tokenizer: Tokenizer, store: Store, steps: int) -> list[list[MicroBatch]]:
@@ -272,47 +268,3 @@ def to_device(batch: MicroBatch, device: torch.device) -> MicroBatch:
     """The micro-batch with its tensors on `device`."""
     tensors = {name: tensor.to(device) for name, tensor in batch.tensors.items()}
     return MicroBatch(tensors, batch.index, batch.last, batch.share)
-
-
-def peer_module(config: RunConfig) -> Any:
-    """The module of a family's peer."""
-    return importlib.import_module(f"pretrain.models.{config.model.kind}.peer")
-
-
-def build_peer(config: RunConfig, model: nn.Module, tokenizer: Tokenizer) -> tuple[nn.Module | None, str, str | None]:
-    """The peer with the weights of `model` and its name; or why there is none."""
-    peer = peer_module(config)
-    try:
-        return peer.build_peer(model, tokenizer), peer.NAME, None
-    except ModuleNotFoundError as error:
-        return None, peer.NAME, f"{peer.NAME}: {error.name} is not installed"
-
-
-def matrix_peaks(config: RunConfig, device: torch.device) -> dict[str, float]:
-    """FLOP/s of large square matrix products: float32, and after it bfloat16 where the run computes in it."""
-    peaks = {"float32": matrix_peak(device, torch.float32)}
-    if config.precision == "bf16-mixed":
-        peaks["bfloat16"] = matrix_peak(device, torch.bfloat16)
-    return peaks
-
-
-def matrix_peak(device: torch.device, dtype: torch.dtype) -> float:
-    """FLOP/s of the fastest of several products of random matrices."""
-    size = 8192 if device.type == "cuda" else 1024
-    left, right = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
-    wait: Callable[[], None] = torch.cuda.synchronize if device.type == "cuda" else lambda: None
-    seconds: list[float] = []
-    while len(seconds) < 3 or sum(seconds) < MATRIX_SECONDS:
-        wait()
-        began = time.perf_counter()
-        left @ right
-        wait()
-        seconds.append(time.perf_counter() - began)
-    return 2 * size**3 / min(seconds)
-
-
-def device_name(device: torch.device) -> str:
-    """What computes."""
-    if device.type == "cuda":
-        return torch.cuda.get_device_name()
-    return f"CPU ({platform.machine()}, {torch.backends.cpu.get_cpu_capability()})"

@@ -14,6 +14,8 @@ from pretrain.runtime.distributed import leave_ranks, world
 from pretrain.runtime.logging import set_up_logging
 
 LINES = ["paragraph", "sentence", "wrapped"]
+STATES = "An LSTM's states: carried from sentence to sentence (the default), or reset before each."
+PER_SENTENCE = "Write each word's log-probability to FILE, a sentence a line, in JSON."
 CONFIG = click.argument("config", type=str)
 OVERRIDES = click.argument("overrides", nargs=-1, metavar="[section.option=value …]")
 NEEDS_TRAIN = {
@@ -100,12 +102,22 @@ def train(config: str, overrides: tuple[str, ...], stop_after: int | None) -> No
 @click.option("--data", multiple=True, metavar="FILE", help="Text to evaluate on, instead of the run's held-out text.")
 @click.option("--checkpoint", default="best", show_default=True, help="Of a run: best, newest, or a step.")
 @click.option("--lines", type=click.Choice(LINES), default="paragraph", show_default=True, help="What a line is.")
+@click.option("--states", type=click.Choice(["carried", "reset"]), help=STATES)
+@click.option("--per-sentence", type=click.Path(path_type=Path), metavar="FILE", help=PER_SENTENCE)
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
-def evaluate(target: Path, data: tuple[str, ...], checkpoint: str, lines: str, as_json: bool) -> None:
+def evaluate(
+    target: Path,
+    data: tuple[str, ...],
+    checkpoint: str,
+    lines: str,
+    states: Literal["carried", "reset"] | None,
+    per_sentence: Path | None,
+    as_json: bool,
+) -> None:
     """Held-out loss and perplexity of a run, or of a model folder on the text of --data."""
     from pretrain.evaluate import evaluate
 
-    result = evaluate(target, data, checkpoint, lines)
+    result = evaluate(target, data, checkpoint, lines, states=states, per_sentence=per_sentence)
     click.echo(json.dumps(result.values()) if as_json else "\n".join(result.lines()))
 
 
@@ -115,11 +127,12 @@ def evaluate(target: Path, data: tuple[str, ...], checkpoint: str, lines: str, a
 @click.option("--to", type=click.Choice(["transformers", "bilm"]), help="Format; by default the family's own.")
 @click.option("--checkpoint", default="best", show_default=True, help="best, newest, or a step.")
 @click.option("--license", default="unknown", show_default=True, help="For the model card.")
-def export(run: Path, out: Path | None, to: str | None, checkpoint: str, license: str) -> None:
+@click.option("--token-embeddings", is_flag=True, help="Add the file of each word's token layer (bilm).")
+def export(run: Path, out: Path | None, to: str | None, checkpoint: str, license: str, token_embeddings: bool) -> None:
     """Write a checkpoint of RUN as a model folder that the field reads."""
     from pretrain.export import export
 
-    click.echo(f"model folder: {export(run, out, to, checkpoint, license)}")
+    click.echo(f"model folder: {export(run, out, to, checkpoint, license, token_embeddings=token_embeddings)}")
 
 
 @main.command()

@@ -1,10 +1,12 @@
 """`pretrain evaluate`: held-out loss and perplexity of a run or of a model folder."""
 
+import json
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -19,6 +21,13 @@ from pretrain.models.loss import Losses, exp
 from pretrain.runtime.run_folder import RunFolder
 from pretrain.training.trained import evaluate_model, read_trained
 
+States = Literal["carried", "reset"]
+SAID: dict[States, str] = {
+    "carried": "carried from sentence to sentence, from zero at the start of each row of a block",
+    "reset": "reset, so that every sentence starts from zero",
+}
+Counts = np.ndarray[Any, np.dtype[np.int64]]
+
 KINDS = {".txt": "text", ".text": "text", ".jsonl": "json", ".json": "json", ".parquet": "parquet", ".arrow": "arrow"}
 
 
@@ -30,14 +39,22 @@ class Evaluation:
     losses: Losses
     unigram_loss: float | None
     """What a unigram model of the training text would have scored on the same tokens; None without a run."""
+    states: States | None = None
+    """Whether states went on from sentence to sentence; None for models that carry none."""
 
     def values(self) -> dict[str, Any]:
         """All numbers by name, as `metrics.jsonl` spells them."""
         losses = self.losses
         values: dict[str, Any] = {"what": self.what, "loss": losses.loss, "perplexity": losses.perplexity}
         values |= {f"{name}_loss": loss for name, loss in losses.terms.items()}
+        values |= {f"{name}_perplexity": perplexity for name, perplexity in losses.perplexities.items()}
+        if len(losses.perplexities) > 1:
+            values |= {
+                "perplexity_arithmetic": losses.perplexity_arithmetic,
+                "perplexity_geometric": losses.perplexity,
+            }
         values |= {f"{name}_predictions": count for name, count in losses.counts.items()}
-        return values | {"unigram_loss": self.unigram_loss}
+        return values | {"unigram_loss": self.unigram_loss, "states": self.states}
 
     def lines(self) -> list[str]:
         """One readable line per number."""
@@ -47,15 +64,31 @@ class Evaluation:
             shown = f", perplexity {exp(loss):,.2f}" if losses.predicts_tokens[name] else ""
             lines.append(f"{name}: loss {loss:.4f}{shown} over {losses.counts[name]:,} predictions")
         lines.append(f"loss {losses.loss:.4f}, perplexity {losses.perplexity:,.2f}")
+        if len(losses.perplexities) > 1:
+            names = " and ".join(losses.perplexities)
+            lines[-1] += f" (geometric mean of {names}; arithmetic mean {losses.perplexity_arithmetic:,.2f})"
+        if self.states is not None:
+            lines.append(f"states: {SAID[self.states]}")
         if self.unigram_loss is not None:
             lines.append(f"unigram baseline: loss {self.unigram_loss:.4f}, perplexity {exp(self.unigram_loss):,.2f}")
         return lines
 
 
-def evaluate(target: Path, data: Sequence[str] = (), checkpoint: str = "best", lines: str = "paragraph") -> Evaluation:
+def evaluate(
+    target: Path,
+    data: Sequence[str] = (),
+    checkpoint: str = "best",
+    lines: str = "paragraph",
+    *,
+    states: States | None = None,
+    per_sentence: Path | None = None,
+) -> Evaluation:
     """The loss of a run's checkpoint, or of a model folder, on a run's held-out text or on the files of `data`.
 
-    States start at zero in every piece of a block. Raises ConfigError, CheckpointError, DataError or ExportError.
+    Of a model that carries states, they are `carried` through each row of a block (the default), or `reset` before each
+    sentence. `per_sentence` is a file to make, for a JSON line of log-probabilities per sentence (`SentenceScorer`).
+    Raises ConfigError (also for an option that the model's family has no use for), CheckpointError, DataError or
+    ExportError.
     """
     if RunFolder(target).config_file.is_file():
         trained = read_trained(target, checkpoint)
@@ -65,14 +98,18 @@ def evaluate(target: Path, data: Sequence[str] = (), checkpoint: str = "best", l
         folder, what, store = read_model(target), str(target), None
     if folder.tokenizer is None:
         raise ExportError(f"{target}: no vocabulary, which a loss needs")
-    if data:
-        return _on_files(folder, folder.tokenizer, store, list(data), lines, what)
-    if store is None:
+    if not data and store is None:
         raise ConfigError(f"{target}: a model folder has no held-out text of its own: give --data")
-    manifest = store.read_manifest()
-    assert manifest is not None  # the tokenizer was read from it
-    sources = held_out_sources(store, manifest)
-    return _evaluation(folder, folder.tokenizer, sources, what, baseline(store, store.read_array("unigrams.npy")[1]))
+    if get_family(folder.config.kind).build_sentences is None:
+        _refuse(what, folder.config.kind, {"--states": states, "--per-sentence": per_sentence})
+    else:
+        states = states or "carried"
+    text = _text_of_files(folder.tokenizer, data, lines) if data else _held_out_text(store, what)
+    with _json_lines(per_sentence) as write, text as (sources, counts):
+        blocks = held_out_blocks(sources, None)
+        losses = evaluate_model(folder, folder.tokenizer, sources, blocks, reset=states == "reset", write=write)
+    what = f"{what}, on {', '.join(data)}" if data else what
+    return Evaluation(what, losses, baseline(store, counts) if store else None, states)
 
 
 def read_model(target: Path) -> ModelFolder:
@@ -86,9 +123,30 @@ def read_model(target: Path) -> ModelFolder:
     raise ConfigError(f"{target}: neither a run folder nor a model folder")
 
 
-def _on_files(
-    folder: ModelFolder, tokenizer: Tokenizer, store: Store | None, files: list[str], lines: str, what: str
-) -> Evaluation:
+def _refuse(what: str, kind: str, options: dict[str, Any]) -> None:
+    """Raises ConfigError for an option given that needs a model of continuous text."""
+    for option, value in options.items():
+        if value is not None:
+            raise ConfigError(f"{option} {value}: {what}, is a {kind}, which does not predict every word in turn")
+
+
+@contextmanager
+def _held_out_text(store: Store | None, what: str) -> Iterator[tuple[list[PreparedSource], Counts]]:
+    """What a run holds out, and how often each id occurs in it."""
+    assert store is not None
+    manifest = store.read_manifest()
+    assert manifest is not None  # the tokenizer was read from it
+    sources = held_out_sources(store, manifest)
+    if not sources:
+        raise DataError(f"{what}: nothing is held out (data.held_out is 0): give --data")
+    yield sources, store.read_array("unigrams.npy")[1]
+
+
+@contextmanager
+def _text_of_files(
+    tokenizer: Tokenizer, files: Sequence[str], lines: str
+) -> Iterator[tuple[list[PreparedSource], Counts]]:
+    """The text of files, prepared in a temporary folder, and how often each id occurs in it."""
     sources: list[dict[str, Any]] = []
     for file in files:
         kind = next((KINDS[suffix] for suffix in Path(file).suffixes if suffix in KINDS), None)
@@ -97,24 +155,30 @@ def _on_files(
         sources.append({"kind": kind, "files": file, "lines": lines})
     config = DataConfig.model_validate({"sources": sources, "held_out": 0.0})
     with tempfile.TemporaryDirectory(prefix="pretrain-evaluate-") as scratch:
-        ours = Store(scratch)
-        manifest = tokenise_corpus(config, tokenizer, ours)
-        prepared = training_sources(ours, manifest, [1.0] * len(sources))
-        counts = ours.read_array("unigrams.npy")[0]
-        unigram = baseline(store, counts) if store else None
-        return _evaluation(folder, tokenizer, prepared, f"{what}, on {', '.join(files)}", unigram)
+        store = Store(scratch)
+        manifest = tokenise_corpus(config, tokenizer, store)
+        yield training_sources(store, manifest, [1.0] * len(sources)), store.read_array("unigrams.npy")[0]
 
 
-def _evaluation(
-    folder: ModelFolder, tokenizer: Tokenizer, sources: list[PreparedSource], what: str, unigram: float | None
-) -> Evaluation:
-    blocks = held_out_blocks(sources, None)
-    if not blocks:
-        raise DataError(f"{what}: nothing is held out (data.held_out is 0): give --data")
-    return Evaluation(what, evaluate_model(folder, tokenizer, sources, blocks), unigram)
+@contextmanager
+def _json_lines(path: Path | None) -> Iterator[Callable[[dict[str, Any]], None] | None]:
+    """What writes a line of JSON to a new file, which has its name only once it is whole; None without a path."""
+    if path is None:
+        yield None
+        return
+    if path.exists():
+        raise ConfigError(f"--per-sentence {path}: exists already: remove it, or write to another file")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f"{path.name}.partial")
+    try:
+        with partial.open("w", encoding="utf-8") as file:
+            yield lambda value: print(json.dumps(value, ensure_ascii=False), file=file)
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
 
 
-def baseline(store: Store, counts: np.ndarray[Any, Any]) -> float:
+def baseline(store: Store, counts: Counts) -> float:
     """Nats per token of tokens counted as `counts` [vocabulary], under add-one unigrams of the run's training text."""
     trained = store.read_array("unigrams.npy")[0].astype(np.float64) + 1
     losses = np.log(trained.sum()) - np.log(trained)

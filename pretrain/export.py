@@ -13,16 +13,25 @@ from pretrain.training.trained import Trained, read_trained
 
 
 def export(
-    run: Path, out: Path | None = None, to: str | None = None, checkpoint: str = "best", license: str = "unknown"
+    run: Path,
+    out: Path | None = None,
+    to: str | None = None,
+    checkpoint: str = "best",
+    license: str = "unknown",
+    *,
+    token_embeddings: bool = False,
 ) -> Path:
     """Writes a checkpoint (`best`, `newest` or a step) of `run` to `out` (by default the run's `export`), with a card.
 
-    Raises ExportError where `out` exists: nothing is overwritten; ConfigError where `to` is not the family's format.
+    With `token_embeddings`, also the token layer of every word of the vocabulary. Raises ExportError where `out`
+    exists: nothing is overwritten; ConfigError where `to` is not the family's format, or has no place for those.
     """
     trained = read_trained(run, checkpoint)
     family = get_family(trained.config.model.kind)
     if to is not None and to != family.export_format:
         raise ConfigError(f"--to {to}: a run of model.kind {family.kind} is exported as {family.export_format}")
+    if token_embeddings and family.write_token_embeddings is None:
+        raise ConfigError(f"--token-embeddings: {family.export_format} has no file for them (model.kind {family.kind})")
     out = out or RunFolder(run).export
     if out.exists():
         raise ExportError(f"{out}: exists already; nothing is overwritten: give another --out, or remove it")
@@ -30,6 +39,8 @@ def export(
     temporary.mkdir(parents=True)
     try:
         family.write(temporary, trained.folder)
+        if token_embeddings and family.write_token_embeddings is not None:
+            family.write_token_embeddings(temporary, trained.folder)
         (temporary / "README.md").write_text(card(trained, out.name, RunFolder(run), license), encoding="utf-8")
         temporary.rename(out)
     finally:

@@ -6,14 +6,16 @@ import time
 from pathlib import Path
 
 from pretrain.config.load import dump_config
+from pretrain.config.models import WordsConfig
 from pretrain.config.run import RunConfig
-from pretrain.data.prepare import ensure_prepared, prepared_store
+from pretrain.data.prepare import ensure_prepared, identity, prepared_store
 from pretrain.data.store import Store
 from pretrain.errors import ConfigError
 from pretrain.models import get_family
 from pretrain.runtime.distributed import World, end_with_launcher, only_rank, spawn_ranks, world
 from pretrain.runtime.run_folder import RunFolder
 from pretrain.training.checkpoint import find_newest, read_state
+from pretrain.training.trained import load_tokenizer
 
 log = logging.getLogger(__name__)
 
@@ -36,7 +38,7 @@ def train(config: RunConfig, stop_after: int | None = None) -> Path:
         end_with_launcher()
         train_rank(config, launched, stop_after)
         return folder.path
-    ensure_prepared(config, get_family(config.model.kind))
+    ready_corpus(config, folder)
     if ranks == 1:
         with only_rank() as alone:
             train_rank(config, alone, stop_after)
@@ -87,9 +89,45 @@ def train_rank(config: RunConfig, world: World, stop_after: int | None) -> None:
     if world.rank > 0:
         run_rank(config, wait_prepared(config), world, stop_after)
         return
-    with RunFolder(config.folder).lock():
-        store = ensure_prepared(config, get_family(config.model.kind))
-        run_rank(config, store, world, stop_after)
+    folder = RunFolder(config.folder)
+    with folder.lock():
+        run_rank(config, ready_corpus(config, folder), world, stop_after)
+
+
+def ready_corpus(config: RunConfig, folder: RunFolder) -> Store:
+    """The prepared corpus of a run, made now where it has not been.
+
+    Raises DataError, or ConfigError for a vocabulary that cannot be trained on, or that the run did not begin with.
+    """
+    family = get_family(config.model.kind)
+    store = ensure_prepared(config, family)
+    if any(folder.checkpoints.glob("step-*")):
+        check_vocabulary(config, Store(folder.prepared()))
+    elif family.vocabulary_problem is not None:
+        tokenizer, counts = load_tokenizer(config, store), store.read_array("unigrams.npy")[0]
+        problem = family.vocabulary_problem(config.model, tokenizer, counts)
+        if problem is not None:
+            raise ConfigError(f"{vocabulary_place(config, store)}: {problem}")
+    return store
+
+
+def check_vocabulary(config: RunConfig, began: Store) -> None:
+    """Refuses to go on with other words than a run began with: among its options is only the name of their file."""
+    if not isinstance(config.tokenizer, WordsConfig) or config.tokenizer.vocabulary is None:
+        return
+    manifest = began.read_manifest()  # None: gone
+    if manifest is not None and manifest["identity"]["tokenizer"] != identity(config)["tokenizer"]:
+        raise ConfigError(
+            f"tokenizer.vocabulary: {config.tokenizer.vocabulary}: changed since this run began with {began.url}"
+        )
+
+
+def vocabulary_place(config: RunConfig, store: Store) -> str:
+    """Where a run's vocabulary comes from, as a message names it."""
+    if isinstance(config.tokenizer, WordsConfig) and config.tokenizer.vocabulary is not None:
+        return f"tokenizer.vocabulary: {config.tokenizer.vocabulary}"
+    start = config.model.initialize_from
+    return f"{store.url}/tokenizer" if start is None else f"model.initialize_from: {start}"
 
 
 def wait_prepared(config: RunConfig) -> Store:

@@ -15,6 +15,7 @@ from pretrain.cli import main
 from pretrain.config.run import RunConfig
 from pretrain.data.prepare import ensure_prepared
 from pretrain.models import FAMILIES, get_family
+from pretrain.runtime.timing import OURS
 from pretrain.training.trained import load_tokenizer
 from tests.runs import tiny_config, tiny_overrides
 
@@ -25,7 +26,7 @@ STEPS = 3
 def measured(
     request: pytest.FixtureRequest, corpus: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[RunConfig, Bench]:
-    """Steps of one micro-batch without dropout, in which ours and the peer are to say the same."""
+    """Steps of one micro-batch without dropout, in which ours and the peers are to say the same."""
     root = tmp_path_factory.mktemp("bench")
     config = tiny_config(request.param, corpus, root, "model.dropout=0", "batch.micro_size=32")
     return config, bench(config, STEPS)
@@ -40,32 +41,65 @@ def test_tokens_are_those_of_the_batches(measured: tuple[RunConfig, Bench]) -> N
     for (batch,) in steps[WARM_UP_STEPS:]:
         real = batch.tensors.get("attention_mask")
         counted.append(int(batch.tensors["forward_index"].numel() if real is None else real.sum()))
-    assert result.peer is not None
-    assert result.ours.tokens == result.peer.tokens == counted
+    assert result.step.tokens == counted
+    assert all(part.tokens == counted for part in result.parts)
 
 
-def test_ours_and_the_peer_do_the_same_work(measured: tuple[RunConfig, Bench]) -> None:
+def test_ours_and_the_peers_do_the_same_work(measured: tuple[RunConfig, Bench]) -> None:
     _, result = measured
-    assert result.peer is not None
-    torch.testing.assert_close(result.ours.losses, result.peer.losses, rtol=2e-4, atol=1e-5)
-    assert len(set(result.ours.losses)) == STEPS
+    ours = result.losses.pop(OURS)
+    assert len(set(ours)) == STEPS
+    assert result.losses and not result.absent
+    for losses in result.losses.values():
+        torch.testing.assert_close(losses, ours, rtol=2e-4, atol=1e-5)
 
 
 def test_numbers_follow_from_each_other(measured: tuple[RunConfig, Bench]) -> None:
     config, result = measured
     values = json.loads(json.dumps(result.values()))
-    assert values["flops_per_token"] == config.model.flops_per_token(values["vocabulary_size"])
-    assert values["ratio"] == values["ours"]["tokens_per_second"] / values["peer"]["tokens_per_second"]
-    for one in (values["ours"], values["peer"]):
-        assert len(one["seconds"]) == len(one["tokens"]) == STEPS
-        rates = [tokens / seconds for tokens, seconds in zip(one["tokens"], one["seconds"], strict=True)]
-        assert one["tokens_per_second"] == statistics.median(rates)
-        assert one["examples_per_second"] == config.batch.global_size / statistics.median(one["seconds"])
-        assert one["flops_per_second"] == one["tokens_per_second"] * values["flops_per_token"]
-        assert one["share_of_peak"] == one["flops_per_second"] / values["matrix_peak"]["float32"]
-    assert values["ours"]["peak_memory"] > 0
+    step = values["step"]
+    assert step["flops_per_token"] == config.model.flops_per_token(values["vocabulary_size"])
+    for timing in (step, *values["parts"].values()):
+        ours = timing[OURS]
+        assert timing["peers"]
+        for one in (ours, *timing["peers"].values()):
+            assert len(one["seconds"]) == len(timing["tokens"]) == STEPS
+            rates = [tokens / seconds for tokens, seconds in zip(timing["tokens"], one["seconds"], strict=True)]
+            assert one["tokens_per_second"] == statistics.median(rates)
+            assert one["flops_per_second"] == one["tokens_per_second"] * timing["flops_per_token"]
+            assert one["share_of_peak"] == one["flops_per_second"] / values["matrix_peak"]["float32"]
+        for peer in timing["peers"].values():
+            ratios = [theirs / mine for theirs, mine in zip(peer["seconds"], ours["seconds"], strict=True)]
+            assert peer["ratio"] == statistics.median(ratios)
+    for part in values["parts"].values():
+        shares = [statistics.median(timing[OURS]["seconds"]) for timing in (part, step)]
+        assert part["share_of_step"] == shares[0] / shares[1]
     assert values["threads"] == torch.get_num_threads()
     assert values["versions"]["torch"] == torch.__version__
+
+
+def test_every_number_has_a_line(measured: tuple[RunConfig, Bench]) -> None:
+    _, result = measured
+    text = "\n".join(result.lines())
+    assert text.count(" tokens/s") == sum(len(timing.seconds) for timing in (result.step, *result.parts))
+    assert all(f"\n{part.name}, " in text for part in result.parts)
+
+
+def test_parts_of_elmo(measured: tuple[RunConfig, Bench]) -> None:
+    """Which peers do a part in a way of their own."""
+    config, result = measured
+    ways = {part.name: list(part.seconds)[1:] for part in result.parts}
+    both = ["AllenNLP's way", "nn.LSTM without clips"]
+    expected = {"character CNN": both[:1], "recurrence": both} if config.model.kind == "elmo" else {}
+    assert ways == expected
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells a process's highest memory since a moment")
+def test_memory_of_each(measured: tuple[RunConfig, Bench]) -> None:
+    """Weights, gradients and optimizer states at least."""
+    config, result = measured
+    least = {"adagrad": 3, "adamw": 4}[config.optimizer.kind] * 4 * result.about["parameters"]
+    assert all(peak is not None and peak > least for peak in result.peak_memory.values())
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -75,11 +109,14 @@ def test_command_in_16_bits_with_accumulation(family: str, corpus: Path, tmp_pat
     command = ["bench", f"configs/{family}/demo.yaml", *overrides, "--steps", "1", "--json", str(file)]
     done = CliRunner().invoke(main, command, catch_exceptions=False)
     assert done.exit_code == 0, done.output
-    assert "ratio: " in done.output and "tokens/s" in done.output
+    assert ", ratio " in done.output and "tokens/s" in done.output
     values: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
     assert set(values["matrix_peak"]) == {"float32", "bfloat16"}
-    assert values["ours"]["share_of_peak"] == values["ours"]["flops_per_second"] / values["matrix_peak"]["bfloat16"]
-    torch.testing.assert_close(values["ours"]["losses"], values["peer"]["losses"], rtol=0.05, atol=0.05)
+    ours = values["step"][OURS]
+    assert ours["share_of_peak"] == ours["flops_per_second"] / values["matrix_peak"]["bfloat16"]
+    expected = values["losses"].pop(OURS)
+    for losses in values["losses"].values():
+        torch.testing.assert_close(losses, expected, rtol=0.05, atol=0.05)
 
 
 def test_without_the_peers_package(corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -87,6 +124,8 @@ def test_without_the_peers_package(corpus: Path, tmp_path: Path, monkeypatch: py
     ensure_prepared(config, get_family("bert"))  # `datasets` looks for transformers as well
     monkeypatch.setitem(sys.modules, "transformers", None)
     result = bench(config, 1)
-    assert (result.peer, result.ratio) == (None, None)
+    assert list(result.step.seconds) == [OURS]
     assert result.lines()[-1] == "no peer: transformers BertForPreTraining: transformers is not installed"
-    assert result.values()["peer"] is None
+    values = result.values()
+    assert values["step"]["peers"] == {}
+    assert values["absent"] == {"transformers BertForPreTraining": "transformers is not installed"}

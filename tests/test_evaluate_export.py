@@ -2,6 +2,7 @@
 
 import json
 import math
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,8 +16,9 @@ from torch import Tensor
 from pretrain.cli import main
 from pretrain.config.run import RunConfig
 from pretrain.data.store import Store
-from pretrain.data.stream import PreparedSource, held_out_sources, training_sources
+from pretrain.data.stream import PreparedSource, held_out_blocks, held_out_sources, training_sources
 from pretrain.embedding.embedder import Embedder
+from pretrain.errors import ConfigError, DataError
 from pretrain.evaluate import evaluate
 from pretrain.export import export
 from pretrain.models import get_family
@@ -24,7 +26,7 @@ from pretrain.models.family import Tokenizer
 from pretrain.runtime.run_folder import RunFolder
 from pretrain.runtime.seeding import generator
 from pretrain.train import train
-from pretrain.training.trained import HELD_OUT_ROWS, read_trained
+from pretrain.training.trained import HELD_OUT_ROWS, evaluate_model, read_trained
 from tests.conftest import write_corpus
 from tests.runs import metrics, tiny_config
 
@@ -98,11 +100,59 @@ def test_the_numbers_of_an_evaluation(made: Made) -> None:
     assert found.losses.terms == pytest.approx(expected, rel=1e-5)
     if made.config.model.kind == "elmo":
         assert found.losses.loss == pytest.approx((expected["forward"] + expected["backward"]) / 2, rel=1e-5)
-        perplexity = (math.exp(expected["forward"]) + math.exp(expected["backward"])) / 2
+        assert found.states == "carried"
+        perplexity = math.exp(found.losses.loss)
+        perplexities = [math.exp(expected["forward"]), math.exp(expected["backward"])]
+        assert found.values()["perplexity_arithmetic"] == pytest.approx(sum(perplexities) / 2, rel=1e-5)
+        assert found.values()["perplexity_geometric"] == pytest.approx(math.prod(perplexities) ** 0.5, rel=1e-5)
     else:
         assert found.losses.loss == pytest.approx(expected["mlm"] + expected["nsp"], rel=1e-5)
         perplexity = math.exp(expected["mlm"])
     assert found.losses.perplexity == pytest.approx(perplexity, rel=1e-5)
+
+
+@pytest.mark.parametrize("reset", [False, True])
+def test_log_probabilities_add_up_to_the_loss(runs: dict[str, Made], reset: bool) -> None:
+    """Over several blocks, every word of each sentence once."""
+    made = runs["elmo"]
+    folder = read_trained(made.run, "newest").folder
+    places = held_out_blocks(made.train, 4)
+    records: list[dict[str, Any]] = []
+    found = evaluate_model(folder, made.tokenizer, made.train, places, reset=reset, write=records.append)
+    assert found == evaluate_model(folder, made.tokenizer, made.train, places, reset=reset)
+    for name, count in found.counts.items():
+        total = sum(math.fsum(record[name]) for record in records)
+        assert -total == pytest.approx(found.terms[name] * count, rel=1e-6)
+        assert count == sum(len(record[name]) for record in records)
+    assert len({(r["document"], r["sentence"]) for r in records}) == len(records)
+    blocks = [made.train[source].block(number) for source, number in places]
+    words = Counter(word for r in records for word in r["words"])
+    assert words == Counter(block.words[token] for block in blocks if block.words for token in block.tokens)
+    unknown = {r["words"][index] for r in records for index in r["unknown"]}
+    assert unknown and unknown == {word for word in words if made.tokenizer.encode([word]).unknown_words}
+
+
+def test_states_make_a_difference(runs: dict[str, Made]) -> None:
+    run = runs["elmo"].run
+    carried, reset = evaluate(run, states="carried").losses, evaluate(run, states="reset").losses
+    assert carried.counts == reset.counts
+    assert carried.loss != pytest.approx(reset.loss, rel=1e-5)
+
+
+@pytest.mark.parametrize("option", ["--states", "--per-sentence"])
+def test_a_model_that_carries_nothing_refuses_what_concerns_states(runs: dict[str, Made], option: str) -> None:
+    made = runs["bert"]
+    printed = CliRunner().invoke(main, ["evaluate", str(made.run), option, "reset"])
+    assert printed.exit_code == 2
+    (line,) = printed.stderr.splitlines()
+    assert line.startswith(f"error: {option} reset: {made.run}, step ") and "is a bert" in line
+    assert evaluate(made.run).states is None
+
+
+def test_too_little_text(runs: dict[str, Made], tmp_path: Path) -> None:
+    (tmp_path / "short.txt").write_text("One.\n", encoding="utf-8")
+    with pytest.raises(DataError, match="the text to evaluate on gives no example: there is too little of it"):
+        evaluate(runs["bert"].run, [str(tmp_path / "short.txt")])
 
 
 def token_counts(made: Made, sources: list[PreparedSource]) -> np.ndarray[Any, Any]:
@@ -192,3 +242,9 @@ def test_by_default_an_export_goes_into_the_run_folder(runs: dict[str, Made]) ->
     with torch.no_grad():
         theirs = model.bert(**tokenizer("A cat sat.", return_tensors="pt")).last_hidden_state[0, 1:-1]
     np.testing.assert_allclose(vectors, theirs.numpy(), rtol=1e-4, atol=1e-5)
+
+
+def test_token_embeddings_have_no_place_in_a_bert(runs: dict[str, Made], tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"--token-embeddings: transformers has no file for them \(model.kind bert\)"):
+        export(runs["bert"].run, tmp_path / "model", token_embeddings=True)
+    assert not list(tmp_path.iterdir())

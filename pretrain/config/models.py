@@ -8,6 +8,7 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, model_validator
 
 from pretrain.config.base import Converted, PathOption, Section
+from pretrain.errors import ConfigError
 
 PositiveInt = Annotated[int, Field(gt=0)]
 Probability = Annotated[float, Field(ge=0, le=1)]
@@ -19,14 +20,33 @@ class WordsConfig(Section):
     """Whole words, for models that read characters; the vocabulary is what the softmax predicts."""
 
     kind: Literal["words"] = "words"
+    vocabulary: PathOption | None = None
+    """A file of words, one a line, with `<S>`, `</S>` and `<UNK>`; `null` learns the words from the training text."""
     vocabulary_size: PositiveInt = 50_000
-    """Most words in the vocabulary, with `<S>`, `</S>` and `<UNK>`."""
+    """Most words to learn, with `<S>`, `</S>` and `<UNK>`."""
     minimum_count: PositiveInt = 1
-    """A word seen fewer times than this in the training text is unknown."""
+    """A word seen fewer times than this in the training text is not learned."""
     words: Literal["whitespace", "unicode"] = "unicode"
     """How raw text is cut: at white space only, or also between letters and punctuation."""
     lowercase: bool = False
     """Whether words are lower-cased before anything else sees them."""
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        fields = type(self).model_fields
+        given = {key: getattr(self, key) for key in ("vocabulary_size", "minimum_count")}
+        changed = [f"{key} ({value})" for key, value in given.items() if value != fields[key].default]
+        if self.vocabulary is not None and changed:
+            defaults = " and ".join(f"{key} {fields[key].default}" for key in given)
+            raise ValueError(f"vocabulary names a file, which {' and '.join(changed)} cannot change: leave {defaults}")
+        return self
+
+    def vocabulary_bytes(self) -> bytes | None:
+        """What the file of words holds, None where words are learned; raises ConfigError where it cannot be read."""
+        try:
+            return None if self.vocabulary is None else self.vocabulary.read_bytes()
+        except OSError as error:
+            raise ConfigError(f"tokenizer.vocabulary: {self.vocabulary}: cannot be read: {error.strerror}") from None
 
 
 class WordPieceConfig(Section):
@@ -77,6 +97,9 @@ class ElmoConfig(Section):
     """Whether a layer after the first adds its input to its output."""
     unroll_length: PositiveInt = 20
     """Tokens of a row per step (the window of truncated back-propagation)."""
+    streams: Literal["same", "independent"] = "same"
+    """What a row's backward direction reads: the forward one's text, or its block's documents in another order. Losses
+    are sums over rows, so this only decides which texts meet in a step."""
     softmax: Literal["full", "sampled"] = "sampled"
     """Training softmax over the whole vocabulary, or over a sample of it."""
     num_negatives: PositiveInt = 8192
@@ -115,7 +138,8 @@ class ElmoConfig(Section):
         """All trained parameters, with the softmax over `vocabulary_size` words."""
         return self.encoder_parameters() + vocabulary_size * (self.projection_size + 1)
 
-    def flops_per_token(self, vocabulary_size: int) -> float:
+    @property
+    def flops_by_part(self) -> dict[str, float]:
         """Training FLOPs (forward and backward) per word position, both directions, full convolutions."""
         width = sum(number for _, number in self.filters)
         convolutions = sum(
@@ -123,8 +147,12 @@ class ElmoConfig(Section):
         )
         token = convolutions + self.num_highways * 4 * width * width + 2 * width * self.projection_size
         cell = 2 * 2 * self.projection_size * 4 * self.cell_size + 2 * self.cell_size * self.projection_size
+        return {"characters": 6.0 * token, "recurrence": 6.0 * self.num_layers * cell}
+
+    def flops_per_token(self, vocabulary_size: int) -> float:
+        """As `flops_by_part`, with the softmax over `vocabulary_size` words or the candidates among them."""
         candidates = min(self.num_negatives, vocabulary_size) if self.softmax == "sampled" else vocabulary_size
-        return 3.0 * 2 * (token + self.num_layers * cell + 2 * self.projection_size * candidates)
+        return sum(self.flops_by_part.values()) + 6.0 * 2 * self.projection_size * candidates
 
 
 class BertConfig(Section):

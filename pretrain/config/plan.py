@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+from pretrain.config.models import WordsConfig
 from pretrain.config.run import RunConfig
 
 BYTES_PER_PARAMETER = {"adamw": 8, "adagrad": 4}
@@ -12,8 +13,9 @@ BYTES_PER_PARAMETER = {"adamw": 8, "adagrad": 4}
 class Plan:
     """Derived numbers of a run over a number of ranks.
 
-    Parameters and FLOPs are for a full vocabulary (`tokenizer.vocabulary_size`); memory is in bytes per rank, for
-    weights, gradients and optimizer states, without activations.
+    Parameters and FLOPs are for a full vocabulary (`tokenizer.vocabulary_size`, or all words of the file that
+    `tokenizer.vocabulary` names); memory is in bytes per rank, for weights, gradients and optimizer states, without
+    activations.
     """
 
     ranks: int
@@ -43,7 +45,8 @@ class Plan:
 
 def plan_run(config: RunConfig, ranks: int) -> Plan:
     """The derived numbers of `config` over `ranks` ranks."""
-    vocabulary = config.tokenizer.vocabulary_size
+    words = config.tokenizer.vocabulary_bytes() if isinstance(config.tokenizer, WordsConfig) else None
+    vocabulary = config.tokenizer.vocabulary_size if words is None else len(words.rstrip(b"\n").split(b"\n"))
     parameters = config.model.parameters(vocabulary)
     tokens = config.batch.global_size * config.model.tokens_per_example
     flops = config.model.flops_per_token(vocabulary)

@@ -21,6 +21,7 @@ import numpy as np
 from tqdm import tqdm
 
 from pretrain.config.data import DataConfig, RecordSource, Source, TextSource
+from pretrain.config.models import WordsConfig
 from pretrain.config.run import RunConfig, flatten
 from pretrain.data.documents import Document, SentenceEncoder, describe, read_documents, splits, training_sentences
 from pretrain.data.shards import Shards, write_shards
@@ -47,6 +48,10 @@ class TextFamily(Protocol):
     def load_tokenizer(self) -> Callable[[Path], Any]:
         """A saved tokenizer, or None."""
 
+    @property
+    def recognises(self) -> Callable[[Path], bool]:
+        """Whether a folder looks like a model of this family."""
+
 
 def identity(config: RunConfig) -> dict[str, Any]:
     """What decides the prepared data: not the seed, so that runs which differ by it share one folder."""
@@ -58,9 +63,15 @@ def identity(config: RunConfig) -> dict[str, Any]:
         "held_out": held_out,
         "language": data.language,
         "block_tokens": data.block_tokens,
-        "tokenizer": config.tokenizer.model_dump(mode="json"),
+        "tokenizer": config.tokenizer.model_dump(mode="json", exclude={"vocabulary"}) | _vocabulary(config),
         "initialize_from": str(config.model.initialize_from) if config.model.initialize_from else None,
     }
+
+
+def _vocabulary(config: RunConfig) -> dict[str, str]:
+    """A hash of the file of words, wherever it lies; nothing where there is none."""
+    words = config.tokenizer.vocabulary_bytes() if isinstance(config.tokenizer, WordsConfig) else None
+    return {} if words is None else {"vocabulary": hashlib.blake2b(words, digest_size=8).hexdigest()}
 
 
 def prepared_store(config: RunConfig) -> Store:
@@ -141,6 +152,7 @@ def _files(config: RunConfig) -> dict[str, str]:
 
 
 def _prepare(config: RunConfig, family: TextFamily, store: Store) -> None:
+    _check_start(config, family)
     files = _files(config)
     store.begin()
     tokenizer = _tokenizer(config, family)
@@ -169,16 +181,26 @@ def tokenise_corpus(data: DataConfig, tokenizer: SentenceEncoder, store: Store) 
     return entries
 
 
-def _tokenizer(config: RunConfig, family: TextFamily) -> Any:
-    """The tokenizer of the model that the run starts from, else one learned from the training text."""
+def _check_start(config: RunConfig, family: TextFamily) -> None:
+    """Refuses to start from what is no model of the run's family, before hours are spent on preparing."""
     start = config.model.initialize_from
-    if start is not None:
-        if not start.is_dir():
-            raise ConfigError(f"model.initialize_from: {start}: no such folder")
-        tokenizer = family.load_tokenizer(start)
-        if tokenizer is not None:
-            return tokenizer
-    log.info("learning a vocabulary of at most %d", config.tokenizer.vocabulary_size)
+    if start is None:
+        return
+    if not start.is_dir():
+        raise ConfigError(f"model.initialize_from: {start}: no such folder")
+    # the config.json of an early BERT does not say what it is
+    if not family.recognises(start) and family.load_tokenizer(start) is None:
+        raise ConfigError(f"model.initialize_from: {start}: holds no model of model.kind {config.model.kind}")
+
+
+def _tokenizer(config: RunConfig, family: TextFamily) -> Any:
+    """One with the given words, else that of the model that the run starts from, else one learned from the text."""
+    start, given = config.model.initialize_from, _vocabulary(config)
+    tokenizer = None if start is None or given else family.load_tokenizer(start)
+    if tokenizer is not None:
+        return tokenizer
+    if not given:
+        log.info("learning a vocabulary of at most %d", config.tokenizer.vocabulary_size)
     return family.learn_tokenizer(lambda: training_sentences(config.data), config.tokenizer)
 
 
@@ -204,7 +226,7 @@ def _tokenise_source(
                 documents = []
         _encode(documents, tokenizer, spool, counts, unigrams)
         if not counts["tokens"] and name.startswith("train/"):
-            raise DataError(f"source {name.removeprefix('train/')} ({describe(source)}): no text to train on")
+            raise DataError(f"source {name.removeprefix('train/')} ({describe(source)}): no text in it")
         shards = write_shards(store, name, spool, data.block_tokens)
     return {"name": name.split("/", 1)[1], "counts": counts, "shards": shards}
 

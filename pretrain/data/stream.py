@@ -71,7 +71,12 @@ def held_out_blocks(sources: Sequence[PreparedSource], limit: int | None) -> lis
 def held_out_examples(sources: Sequence[PreparedSource], place: tuple[int, int], maker: Maker) -> Examples:
     """The examples of one held-out block: always the same ones, whatever the run."""
     source, block = place
-    return maker.make(sources[source].block(block), generator("held out", source, block), pad=True)
+    return maker.make(sources[source].block(block), held_out_generator(place), pad=True)
+
+
+def held_out_generator(place: tuple[int, int]) -> np.random.Generator:
+    """What is drawn for one held-out block, (source, block)."""
+    return generator("held out", *place)
 
 
 class Corpus:

@@ -75,6 +75,27 @@ class ExampleMaker(Protocol):
         """A micro-batch."""
 
 
+class SentenceExamples(Examples, Protocol):
+    """Examples of a block of which it is known what each prediction is of.
+
+    Sentence s of a block has the places `sentence_starts[s] + s` to `sentence_starts[s + 1] + s`: one for each of its
+    words, and one for its boundary, which a loss term may predict before the words or after them.
+    """
+
+    def places(self, start: int, stop: int) -> Arrays:
+        """By loss term, in the order of its losses on `take(start, stop)`: the place of each; -1 where it has none."""
+
+
+class SentenceMaker(ExampleMaker, Protocol):
+    """An example maker of which every loss term predicts each place of a padded block once."""
+
+    def make(self, block: Block, rng: np.random.Generator, *, pad: bool = False) -> SentenceExamples:
+        """The examples of a block."""
+
+    def unknown(self, block: Block) -> NDArray[np.bool_]:
+        """[tokens]: whether the vocabulary lacks the token, so that its prediction is that of an unknown one."""
+
+
 class Objective(Protocol):
     """The losses of a batch."""
 
@@ -128,6 +149,14 @@ class Family:
     write: Callable[[Path, ModelFolder], None]
     """Writes one, in the format that the field reads."""
     initialize: Callable[..., list[str]]
-    """(model, folder, the model's tokenizer) -> names of the parameters that keep their fresh values."""
+    """(model, folder, the model's tokenizer) -> what keeps its fresh values, for the log: parameters, or shares."""
     export_format: str
     """The name of the published format, as `pretrain export --to` spells it."""
+    build_sentences: Callable[[Any, Tokenizer, int, bool], SentenceMaker] | None = None
+    """(model config, tokenizer, rows, reset) -> maker for held-out text, of which each sentence starts from zero state
+    if `reset`; None for families that do not predict every word, and carry no state."""
+    write_token_embeddings: Callable[[Path, ModelFolder], None] | None = None
+    """Adds the token layer of every word of the vocabulary to a model folder, where the format has a file for it."""
+    vocabulary_problem: Callable[[Any, Tokenizer, NDArray[np.int64]], str | None] | None = None
+    """(model config, tokenizer, how often each id occurs in the training text) -> what makes this vocabulary unfit to
+    train on, in a line; None where nothing does."""

@@ -25,6 +25,8 @@ class LossTerm:
     weight: float = 1.0
     predicts_tokens: bool = True
     """Whether exp(total / count) is a perplexity."""
+    losses: Tensor | None = None
+    """Each position's own loss, 0 where it has none, where the objective tells them apart; `total` is their sum."""
 
 
 @dataclass(frozen=True)
@@ -42,9 +44,20 @@ class Losses:
         return sum(self.weights[name] * value for name, value in self.terms.items())
 
     @property
+    def perplexities(self) -> dict[str, float]:
+        """The perplexity of each term that predicts tokens."""
+        return {name: exp(loss) for name, loss in self.terms.items() if self.predicts_tokens[name]}
+
+    @property
     def perplexity(self) -> float:
+        """exp of the mean loss of the terms that predict tokens: the geometric mean of their perplexities."""
+        values = [loss for name, loss in self.terms.items() if self.predicts_tokens[name]]
+        return exp(sum(values) / len(values))
+
+    @property
+    def perplexity_arithmetic(self) -> float:
         """Arithmetic mean of the perplexities of the terms that predict tokens (as Peters et al. report a biLM's)."""
-        values = [exp(value) for name, value in self.terms.items() if self.predicts_tokens[name]]
+        values = self.perplexities.values()
         return sum(values) / len(values)
 
 
@@ -124,7 +137,7 @@ def measure_held_out(
             else:
                 sums.add({name: nothing(term) for name, term in terms.items()})
     if not names:
-        raise DataError("the held-out text gives no example: there is too little of it")
+        raise DataError("the text to evaluate on gives no example: there is too little of it")
     return sums.reduce(names, device)
 
 

@@ -12,11 +12,12 @@ from pretrain.data.store import Store
 from pretrain.data.stream import PreparedSource, held_out_blocks, held_out_examples, held_out_sources
 from pretrain.errors import CheckpointError, ConfigError, DataError
 from pretrain.models import get_family
-from pretrain.models.family import Batch, ModelFolder, Tokenizer
+from pretrain.models.family import Batch, ExampleMaker, ModelFolder, Tokenizer
 from pretrain.models.loss import Losses, measure_held_out
 from pretrain.runtime.run_folder import RunFolder
 from pretrain.runtime.seeding import seed_of
 from pretrain.training import checkpoint
+from pretrain.training.sentences import SentenceScorer
 
 HELD_OUT_ROWS = 16
 """Rows that an ordered family cuts a held-out block into; fixed, so that no number depends on the batch."""
@@ -82,12 +83,15 @@ def load_tokenizer(config: RunConfig, store: Store) -> Tokenizer:
 
 
 def held_out_batches(
-    model: Any, tokenizer: Tokenizer, sources: Sequence[PreparedSource]
+    model: Any, tokenizer: Tokenizer, sources: Sequence[PreparedSource], maker: ExampleMaker | None = None
 ) -> Callable[[tuple[int, int]], list[Batch]]:
-    """A function from a held-out block to its batches: windows of all its rows, or groups of its examples."""
+    """A function from a held-out block to its batches: windows of all its rows, or groups of its examples.
+
+    `maker` is one of `HELD_OUT_ROWS` rows that makes them otherwise than training does.
+    """
     family = get_family(model.kind)
     rows, size = (HELD_OUT_ROWS, HELD_OUT_ROWS) if family.ordered else (1, HELD_OUT_EXAMPLES)
-    maker = family.build_examples(model, tokenizer, rows)
+    maker = maker or family.build_examples(model, tokenizer, rows)
 
     def batches_of(place: tuple[int, int]) -> list[Batch]:
         examples = held_out_examples(sources, place, maker)
@@ -98,9 +102,19 @@ def held_out_batches(
 
 
 def evaluate_model(
-    folder: ModelFolder, tokenizer: Tokenizer, sources: Sequence[PreparedSource], blocks: Sequence[tuple[int, int]]
+    folder: ModelFolder,
+    tokenizer: Tokenizer,
+    sources: Sequence[PreparedSource],
+    blocks: Sequence[tuple[int, int]],
+    *,
+    reset: bool = False,
+    write: Callable[[dict[str, Any]], None] | None = None,
 ) -> Losses:
-    """The loss of a model over held-out blocks, in this process."""
+    """The loss of a model over held-out blocks, in this process.
+
+    For families that predict every word: with `reset`, each sentence starts from zero state; and `write` is called with
+    each sentence's log-probabilities (see `SentenceScorer`).
+    """
     family = get_family(folder.config.kind)
     objective = family.build_objective(folder.config, tokenizer)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -110,7 +124,14 @@ def evaluate_model(
         with torch.no_grad():
             return objective(model, {name: tensor.to(device) for name, tensor in batch.items()}, carried, seed=0)
 
-    return measure_held_out(step, blocks, held_out_batches(folder.config, tokenizer, sources), device=device)
+    if not reset and write is None:
+        return measure_held_out(step, blocks, held_out_batches(folder.config, tokenizer, sources), device=device)
+    assert family.build_sentences is not None
+    maker = family.build_sentences(folder.config, tokenizer, HELD_OUT_ROWS, reset)
+    if write is None:
+        return measure_held_out(step, blocks, held_out_batches(folder.config, tokenizer, sources, maker), device=device)
+    scorer = SentenceScorer(maker, sources, HELD_OUT_ROWS, step, write)
+    return measure_held_out(scorer.step, blocks, scorer.batches_of, device=device)
 
 
 def build_untrained(config: RunConfig, store: Store) -> ModelFolder:

@@ -9,11 +9,13 @@ import yaml
 from pretrain.config.load import dump_config, load_config
 from pretrain.config.models import ElmoConfig
 from pretrain.config.run import RunConfig
+from pretrain.config.training import AdagradConfig
 from pretrain.errors import ConfigError
 from tests.runs import REPOSITORY
 
 CONFIGS = sorted((REPOSITORY / "configs").rglob("*.yaml"))
 ELMO, BERT = "configs/elmo/demo.yaml", "configs/bert/demo.yaml"
+PUBLISHED_ELMO = ("small", "medium", "original", "original-5.5b")
 
 
 def problems(*overrides: str, path: str | Path = ELMO) -> list[str]:
@@ -24,7 +26,8 @@ def problems(*overrides: str, path: str | Path = ELMO) -> list[str]:
 
 
 def test_there_are_configs() -> None:
-    assert {"elmo/demo.yaml", "bert/demo.yaml"} <= {f"{path.parent.name}/{path.name}" for path in CONFIGS}
+    found = {f"{path.parent.name}/{path.name}" for path in CONFIGS}
+    assert {"bert/demo.yaml", *(f"elmo/{name}.yaml" for name in ("demo", *PUBLISHED_ELMO))} <= found
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: f"{path.parent.name}-{path.stem}")
@@ -35,6 +38,22 @@ def test_every_shipped_config_loads_also_when_cut_short(path: Path, tmp_path: Pa
     dumped = tmp_path / "config.yaml"
     dumped.write_text(dump_config(config), encoding="utf-8")
     assert load_config(dumped) == config
+
+
+@pytest.mark.parametrize("name", PUBLISHED_ELMO)
+def test_the_original_recipe(name: str) -> None:
+    """What the released trainer does (bilm-tf, `bin/train_elmo.py`), in the configs of the published sizes."""
+    config = load_config(f"configs/elmo/{name}.yaml")
+    assert isinstance(config.optimizer, AdagradConfig) and isinstance(config.model, ElmoConfig)
+    optimizer, model = config.optimizer, config.model
+    assert (optimizer.peak_learning_rate, optimizer.initial_accumulator, optimizer.clip_norm) == (0.2, 1.0, 10.0)
+    assert (config.schedule.decay, config.schedule.warmup_steps) == ("constant", 0)
+    assert (model.softmax, model.num_negatives, model.unroll_length, model.dropout) == ("sampled", 8192, 20, 0.1)
+    assert (model.num_layers, model.cell_clip, model.projection_clip, model.skip_connections) == (2, 3, 3, True)
+    assert (model.activation, model.character_embedding_size, model.max_characters) == ("relu", 16, 50)
+    assert config.batch.micro_size == 128 and config.precision == "32-true"
+    if name.startswith("original"):
+        assert config.batch.global_size == 3 * 128 and not config.rank_problems(3)
 
 
 def test_every_problem_is_told_at_once_with_its_path_and_value() -> None:

@@ -1,5 +1,7 @@
 """The numbers that follow from a config, against models that are really built and against published ones."""
 
+from pathlib import Path
+
 import pytest
 import torch
 
@@ -8,6 +10,9 @@ from pretrain.config.models import ElmoConfig
 from pretrain.config.plan import plan_run
 from pretrain.config.training import ScheduleConfig
 from pretrain.models import FAMILIES, get_family
+from tests.runs import REPOSITORY
+
+CONFIGS = sorted((REPOSITORY / "configs").rglob("*.yaml"))
 
 
 @pytest.mark.parametrize("kind", FAMILIES)
@@ -19,19 +24,46 @@ def test_parameters_are_those_of_the_model_that_is_built(kind: str) -> None:
     assert plan_run(config, 2).parameters == built
 
 
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: f"{path.parent.name}-{path.stem}")
+def test_every_shipped_config_has_a_plan(path: Path) -> None:
+    """On as many ranks as it asks for, or one."""
+    config = load_config(path)
+    ranks = 1 if config.sharding.ranks == "auto" else config.sharding.ranks
+    assert config.rank_problems(ranks) == []
+    assert all(plan_run(config, ranks).lines())
+
+
 @pytest.mark.parametrize(
-    ("cell_size", "projection_size", "num_highways", "published"),
-    [(1024, 128, 1, 13_593_296), (2048, 256, 1, 28_027_728), (4096, 512, 2, 93_600_848)],
-    ids=["small", "medium", "original and 5.5B"],
+    ("name", "published", "with_softmax"),
+    [
+        ("small", 13_593_296, 115_951_055),
+        ("medium", 28_027_728, 231_949_775),
+        ("original", 93_600_848, 500_651_471),
+        ("original-5.5b", 93_600_848, 500_651_471),
+    ],
 )
-def test_published_sizes_of_elmo(cell_size: int, projection_size: int, num_highways: int, published: int) -> None:
-    """The totals of the published HDF5 files (allennlp.org/elmo: 13.6, 28.0, 93.6 and 93.6 million)."""
-    config = ElmoConfig(cell_size=cell_size, projection_size=projection_size, num_highways=num_highways)
-    assert config.encoder_parameters() == published
+def test_published_sizes_of_elmo(name: str, published: int, with_softmax: int) -> None:
+    """The totals of the published HDF5 files (allennlp.org/elmo: 13.6, 28.0, 93.6 and 93.6 million).
+
+    And with a softmax over the 793,471 words of Original's vocabulary; no other size's is published.
+    """
+    config = load_config(f"configs/elmo/{name}.yaml")
+    assert isinstance(config.model, ElmoConfig)
+    assert config.model.encoder_parameters() == published
+    assert config.model == ElmoConfig(
+        cell_size=config.model.cell_size,
+        projection_size=config.model.projection_size,
+        num_highways=config.model.num_highways,
+    )
+    assert config.tokenizer.vocabulary_size == 793_471
+    assert plan_run(config, 1).parameters == with_softmax
 
 
-def test_the_original_elmo_with_its_softmax() -> None:
-    assert ElmoConfig().parameters(793_471) == 500_651_471
+def test_the_numbers_of_the_original_run() -> None:
+    """Ten times the 768,648,884 words of its corpus, in whole steps of three GPUs of 128 rows of 20 words."""
+    config = load_config("configs/elmo/original.yaml")
+    assert config.schedule.total_steps == 10 * (768_648_884 // (3 * 128 * 20))
+    assert plan_run(config, 3).accumulation == 1
 
 
 FIXED = (

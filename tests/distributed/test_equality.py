@@ -64,3 +64,17 @@ def test_every_stage_equals_one_process(family: str, corpus: Path, tmp_path: Pat
     assert sum(losses[-5:]) < sum(losses[:5]), "the runs learn, so the comparison says something"
     norms = [line["gradient_norm"] for line in metrics(references["adagrad"])]
     assert max(norms) > 0.5, "clipping is at work"
+
+
+@pytest.mark.slow
+def test_full_softmax_and_independent_streams(corpus: Path, tmp_path: Path) -> None:
+    """Its backward pass reads the weights a second time, which ZeRO 3 has let go of by then."""
+    options = ["model.softmax=full", "model.streams=independent"]
+    one = ["sharding.ranks=1", "sharding.zero_stage=0", "batch.micro_size=32"]
+    reference = plain("elmo", corpus, tmp_path, "adagrad", "one", *one, *options)
+    split = ["sharding.ranks=2", "sharding.zero_stage=3", "batch.micro_size=4"]
+    sharded = plain("elmo", corpus, tmp_path, "adagrad", "zero3", *split, *options)
+    ensure_prepared(reference, get_family("elmo"))
+    run_on_ranks([(reference, None)], 1, tmp_path)
+    run_on_ranks([(sharded, None)], 2, tmp_path)
+    same_run(sharded, reference)

@@ -13,12 +13,25 @@ from pretrain.models.bert.model import BertModel
 from pretrain.models.bert.tokens import WordPieceTokenizer
 from pretrain.models.family import Batch, ModelFolder, Tokenizer
 from pretrain.models.loss import LossTerm
+from pretrain.models.peers import Absent, Part, Peer
 
 NAME = "transformers BertForPreTraining"
 
 
-def build_peer(model: nn.Module, tokenizer: Tokenizer) -> nn.Module:
-    """The peer with the weights and sizes of `model`; raises ModuleNotFoundError where there is no transformers."""
+def build_peers(model: nn.Module, tokenizer: Tokenizer) -> list[Peer | Absent]:
+    """transformers' model with the weights and sizes of `model`."""
+    try:
+        return [Peer(NAME, _build_peer(model, tokenizer), PeerObjective())]
+    except ModuleNotFoundError as error:
+        return [Absent(NAME, f"{error.name} is not installed")]
+
+
+def build_parts(model: nn.Module) -> list[Part]:
+    """None: whole steps are what is compared."""
+    return []
+
+
+def _build_peer(model: nn.Module, tokenizer: Tokenizer) -> nn.Module:
     from transformers import BertForPreTraining
     from transformers.utils import logging
 
@@ -47,8 +60,3 @@ class PeerObjective:
             next_sentence_label=batch["is_next"],
         )
         return {"loss": LossTerm(output.loss.float(), torch.ones((), dtype=torch.int64))}, None
-
-
-def build_peer_objective(model: nn.Module, tokenizer: Tokenizer) -> PeerObjective:
-    """The objective that trains the peer."""
-    return PeerObjective()

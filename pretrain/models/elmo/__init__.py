@@ -6,6 +6,7 @@ from typing import cast
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from pretrain.config.models import ElmoConfig
@@ -13,6 +14,7 @@ from pretrain.models.elmo import export, tokens
 from pretrain.models.elmo.examples import ElmoExampleMaker
 from pretrain.models.elmo.model import ElmoEncoder, build_model
 from pretrain.models.elmo.objective import ElmoObjective
+from pretrain.models.elmo.token_embeddings import write_token_embeddings
 from pretrain.models.family import Family, LayerVectors, Pieces, Tokenizer
 
 
@@ -52,7 +54,17 @@ def encode(
 
 def build_examples(config: ElmoConfig, tokenizer: Tokenizer, rows: int) -> ElmoExampleMaker:
     """The example maker for `rows` rows of continuous text."""
-    return ElmoExampleMaker(config, cast(tokens.WordTokenizer, tokenizer), rows)
+    return build_sentences(config, tokenizer, rows, reset=False)
+
+
+def build_sentences(config: ElmoConfig, tokenizer: Tokenizer, rows: int, reset: bool) -> ElmoExampleMaker:
+    """As `build_examples`; with `reset`, every sentence of a row starts from zero state."""
+    return ElmoExampleMaker(config, cast(tokens.WordTokenizer, tokenizer), rows, reset=reset)
+
+
+def vocabulary_problem(config: ElmoConfig, tokenizer: Tokenizer, counts: NDArray[np.int64]) -> str | None:
+    """What is wrong with the vocabulary's order, where words are sampled by it; `counts` as `tokens.order_problem`."""
+    return tokens.order_problem(cast(tokens.WordTokenizer, tokenizer), counts) if config.softmax == "sampled" else None
 
 
 def gradient_scale(config: ElmoConfig) -> float:
@@ -66,6 +78,7 @@ FAMILY = Family(
     learn_tokenizer=tokens.learn,
     load_tokenizer=load_tokenizer,
     build_examples=build_examples,
+    build_sentences=build_sentences,
     build_model=build_model,
     build_objective=ElmoObjective,
     gradient_scale=gradient_scale,
@@ -76,4 +89,6 @@ FAMILY = Family(
     write=export.write,
     initialize=export.initialize,
     export_format="bilm",
+    write_token_embeddings=write_token_embeddings,
+    vocabulary_problem=vocabulary_problem,
 )

@@ -1,6 +1,8 @@
 """Windows of continuous text for the two language models.
 
-Shapes: n examples, T unroll_length, C max_characters, M positions of a block.
+Shapes: n examples, T unroll_length, C max_characters, M places of a block.
+A place is a word of the block's text or the boundary of a sentence, which count as one more word of it: the forward
+model predicts `</S>` there, after the last word, and the backward model `<S>`, before the first.
 """
 
 from dataclasses import dataclass
@@ -10,20 +12,33 @@ import torch
 from numpy.typing import NDArray
 
 from pretrain.config.models import ElmoConfig
-from pretrain.data.blocks import Arrays, Block, Examples
-from pretrain.models.elmo.tokens import SENTENCE_BEGIN, SENTENCE_END, WordTokenizer, character_ids, trim_characters
+from pretrain.data.blocks import Arrays, Block
+from pretrain.models.elmo.tokens import (
+    SENTENCE_BEGIN,
+    SENTENCE_END,
+    UNKNOWN,
+    WordTokenizer,
+    character_ids,
+    trim_characters,
+)
 from pretrain.models.family import Batch
 
 IGNORED = -100
 """Target of a position without loss."""
+NOWHERE = -1
+"""Place of such a position."""
 
 
 @dataclass(frozen=True)
-class _Stream:
-    """What one direction reads and predicts, int32 [n, T]: rows of the character table, and vocabulary ids."""
+class _Direction:
+    """What one direction reads and predicts at each place of the text, and in which order."""
 
     inputs: NDArray[np.int32]
+    """[M + 1]: rows of the character table; the last is what is read behind the text."""
     targets: NDArray[np.int32]
+    """[M + 1]: vocabulary ids; the last is `IGNORED`."""
+    places: NDArray[np.int32]
+    """[n, T], `NOWHERE` behind the text."""
 
 
 @dataclass(frozen=True)
@@ -32,85 +47,123 @@ class ElmoExamples:
 
     characters: NDArray[np.int16]
     """[distinct words + 2, C]: the block's words, then `<S>` and `</S>`."""
-    forward: _Stream
-    backward: _Stream
+    forward: _Direction
+    backward: _Direction
+    begins: NDArray[np.int8] | None = None
+    """[n]: 1 for a window before which its row's state is put to zero; None where that never happens in a block."""
 
     def __len__(self) -> int:
-        return len(self.forward.inputs)
+        return len(self.forward.places)
 
     def take(self, start: int, stop: int) -> Arrays:
-        """Characters int16 [n, T, C] and targets int32 [n, T] of each direction."""
-        return {
-            "forward_characters": self.characters[self.forward.inputs[start:stop]],
-            "forward_targets": self.forward.targets[start:stop],
-            "backward_characters": self.characters[self.backward.inputs[start:stop]],
-            "backward_targets": self.backward.targets[start:stop],
-        }
+        """Characters int16 [n, T, C] and targets int32 [n, T] of each direction; and `begins`, where there is one."""
+        arrays: dict[str, NDArray[np.integer]] = {}
+        for name, direction in (("forward", self.forward), ("backward", self.backward)):
+            places = direction.places[start:stop]
+            arrays[f"{name}_characters"] = self.characters[direction.inputs[places]]
+            arrays[f"{name}_targets"] = direction.targets[places]
+        return arrays if self.begins is None else arrays | {"begins": self.begins[start:stop]}
+
+    def places(self, start: int, stop: int) -> Arrays:
+        """Of each direction, int32 [n, T]: where in the block's text the predictions of `take(start, stop)` stand."""
+        return {"forward": self.forward.places[start:stop], "backward": self.backward.places[start:stop]}
 
 
 class ElmoExampleMaker:
-    """Cuts a block into windows of `unroll_length` positions for `rows` rows of continuous text.
+    """Cuts a block into windows of `unroll_length` positions for `rows` rows of text.
 
     As Peters et al. train it, a sentence of n words has n + 1 positions: the forward model reads `<S> w1 … wn` and
     predicts `w1 … wn </S>`; the backward model reads `</S> wn … w1` and predicts `wn … w1 <S>`.
+
+    A row is continuous text; or, with `reset`, a new window begins with every sentence, from zero state.
     """
 
-    def __init__(self, config: ElmoConfig, tokenizer: WordTokenizer, rows: int) -> None:
+    def __init__(self, config: ElmoConfig, tokenizer: WordTokenizer, rows: int, *, reset: bool = False) -> None:
         self._unroll_length = config.unroll_length
         self._max_characters = config.max_characters
         self._widest_filter = max(width for width, _ in config.filters)
+        self._independent = config.streams == "independent"
         self._tokenizer = tokenizer
         self._rows = rows
+        self._reset = reset
 
-    def make(self, block: Block, rng: np.random.Generator, *, pad: bool = False) -> Examples:
-        """Windows in the order (window 0, every row), (window 1, every row) …; nothing is drawn from `rng`.
+    def make(self, block: Block, rng: np.random.Generator, *, pad: bool = False) -> ElmoExamples:
+        """Windows in the order (window 0, every row), (window 1, every row) …
 
-        Each row has a contiguous piece of the block, the same one for both directions, which the backward model reads
-        from its end. Without `pad`, what fills no window of every row is left out.
+        Each row has a contiguous piece of the block, which the backward model reads from its end. With `streams: same`
+        it is the same piece for both directions; with `independent`, the backward model's are cut from the documents in
+        an order drawn from `rng`. Without `pad`, what fills no window of every row is left out; with it, directions
+        always have the same pieces, and nothing is drawn.
         """
         assert block.words is not None
-        distinct = len(block.words)
-        ids = self._tokenizer.ids(block.words)[block.tokens].astype(np.int32)
+        distinct = len(block.words)  # whose row in the character table is <S>'s; </S>'s follows
+        ids = self._tokenizer.ids(block.words)[block.tokens]
         starts, stops = block.sentence_starts[:-1], block.sentence_starts[1:]
-        # The backward model reads the text "w1 … wn </S>" of all sentences from its end.
-        forward = np.insert(block.tokens, starts, distinct), np.insert(ids, stops, self._tokenizer.sentence_end)
-        backward = np.insert(block.tokens, stops, distinct + 1), np.insert(ids, starts, self._tokenizer.sentence_begin)
-        bounds = self._bounds(len(forward[0]), pad=pad)
-        length = len(forward[0])
+        begins = None
+        if self._reset:
+            forward, backward, begins = self._sentences(stops - starts + 1)
+        else:
+            forward, backward = self._pieces(len(ids) + len(starts), pad=pad)
+            if self._independent and not pad:
+                backward = _shuffle_documents(block, rng)[backward]
         return ElmoExamples(
             characters=character_ids((*block.words, SENTENCE_BEGIN, SENTENCE_END), self._max_characters),
-            forward=self._windows(*forward, bounds, padding=distinct, pad=pad),
-            backward=self._windows(
-                backward[0][::-1], backward[1][::-1], length - bounds[:, ::-1], padding=distinct + 1, pad=pad
+            forward=_Direction(
+                inputs=np.append(np.insert(block.tokens, starts, distinct), distinct).astype(np.int32),
+                targets=np.append(np.insert(ids, stops, self._tokenizer.sentence_end), IGNORED).astype(np.int32),
+                places=forward,
             ),
+            backward=_Direction(
+                inputs=np.append(np.insert(block.tokens, stops, distinct + 1), distinct + 1).astype(np.int32),
+                targets=np.append(np.insert(ids, starts, self._tokenizer.sentence_begin), IGNORED).astype(np.int32),
+                places=backward,
+            ),
+            begins=begins,
         )
 
-    def _bounds(self, length: int, *, pad: bool) -> NDArray[np.int64]:
-        """[rows, 2]: where in the text each row's piece starts and stops."""
+    def _pieces(self, length: int, *, pad: bool) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
+        """Places [n, T] of each direction: the text of `length` places in `rows` equal pieces."""
         piece = -(-length // self._rows) if pad else length // self._rows
-        starts = np.arange(self._rows) * piece
-        return np.minimum(np.stack([starts, starts + piece], axis=1), length)
+        windows = -(-piece // self._unroll_length) if pad else piece // self._unroll_length
+        starts = np.minimum(np.arange(self._rows)[:, None] * piece, length)
+        stops = np.minimum(starts + piece, length)
+        steps = np.arange(windows * self._unroll_length)
+        real = steps < stops - starts
+        orders = np.where(real, starts + steps, NOWHERE), np.where(real, stops - 1 - steps, NOWHERE)
+        shape = self._rows, windows, self._unroll_length
+        cut = [order.reshape(shape).swapaxes(0, 1).reshape(-1, self._unroll_length) for order in orders]
+        return cut[0].astype(np.int32), cut[1].astype(np.int32)
 
-    def _windows(
-        self,
-        inputs: NDArray[np.int32],
-        targets: NDArray[np.int32],
-        bounds: NDArray[np.int64],
-        *,
-        padding: int,
-        pad: bool,
-    ) -> _Stream:
-        """Cuts [M] into windows [windows * rows, T]; what lies behind a row's piece has no loss."""
+    def _sentences(self, lengths: NDArray[np.int64]) -> tuple[NDArray[np.int32], NDArray[np.int32], NDArray[np.int8]]:
+        """Places [n, T] of each direction, and where a row begins anew [n]; sentences have `lengths` places.
+
+        Rows take the sentences in order, about equally many windows each; all windows of a sentence are one row's.
+        """
         unroll = self._unroll_length
-        piece = int((bounds[:, 1] - bounds[:, 0]).max())
-        windows = -(-piece // unroll) if pad else piece // unroll
-        positions = bounds[:, :1] + np.arange(windows * unroll)  # [rows, windows * T]
-        real = positions < bounds[:, 1:]
-        positions = np.where(real, positions, 0)
-        rows = np.where(real, inputs[positions], padding), np.where(real, targets[positions], IGNORED)
-        shape = self._rows, windows, unroll
-        cut = [row.reshape(shape).swapaxes(0, 1).reshape(-1, unroll).astype(np.int32) for row in rows]
-        return _Stream(*cut)
+        needed = -(-lengths // unroll)
+        first = np.cumsum(needed) - needed  # windows before each sentence
+        row = first * self._rows // max(1, needed.sum())
+        first_of_row = first[np.searchsorted(row, row)]
+        sentence = np.repeat(np.arange(len(lengths)), needed)
+        number = np.arange(needed.sum()) - first[sentence]  # of a window within its sentence
+        window = first[sentence] - first_of_row[sentence] + number
+        shape = (int(window.max(initial=-1)) + 1, self._rows)
+        stops = np.cumsum(lengths)[sentence, None]
+        starts = stops - lengths[sentence, None]
+        steps = number[:, None] * unroll + np.arange(unroll)
+        real = steps < stops - starts
+        forward, backward = np.full((2, *shape, unroll), NOWHERE, np.int32)
+        forward[window, row[sentence]] = np.where(real, starts + steps, NOWHERE)
+        backward[window, row[sentence]] = np.where(real, stops - 1 - steps, NOWHERE)
+        begins = np.zeros(shape, np.int8)
+        begins[window, row[sentence]] = number == 0
+        return forward.reshape(-1, unroll), backward.reshape(-1, unroll), begins.reshape(-1)
+
+    def unknown(self, block: Block) -> NDArray[np.bool_]:
+        """[tokens]: whether the vocabulary lacks the word, so that its prediction is that of `<UNK>`."""
+        assert block.words is not None
+        missing: NDArray[np.bool_] = self._tokenizer.ids(block.words) == self._tokenizer.ids([UNKNOWN])
+        return missing[block.tokens]
 
     def counts(self, examples: Arrays) -> dict[str, int]:
         """Predictions of each direction; `tokens` are positions of text, which both directions read."""
@@ -122,18 +175,24 @@ class ElmoExampleMaker:
         """Spells each distinct word of the batch once, for both directions.
 
         `characters` is int64 [distinct words, characters], trimmed without loss; `forward_index` and `backward_index`
-        are its rows, int64 [n, T]; `forward_targets` and `backward_targets` are vocabulary ids, int64 [n, T].
+        are its rows, int64 [n, T]; `forward_targets` and `backward_targets` are vocabulary ids, int64 [n, T]; `begins`,
+        where there is one, is int64 [n].
         """
         spelled = np.stack([examples["forward_characters"], examples["backward_characters"]])
         rows = np.ascontiguousarray(spelled, np.int16).reshape(-1, spelled.shape[-1])
         distinct, index = np.unique(rows.view(np.dtype((np.void, rows.shape[1] * rows.itemsize))), return_inverse=True)
         characters = trim_characters(distinct.view(np.int16).reshape(-1, rows.shape[1]), self._widest_filter)
         forward, backward = index.reshape(spelled.shape[:-1])
-        arrays = {
-            "characters": characters,
-            "forward_index": forward,
-            "backward_index": backward,
-            "forward_targets": examples["forward_targets"],
-            "backward_targets": examples["backward_targets"],
-        }
+        arrays = {"characters": characters, "forward_index": forward, "backward_index": backward}
+        arrays |= {name: array for name, array in examples.items() if not name.endswith("_characters")}
         return {name: torch.from_numpy(array.astype(np.int64)) for name, array in arrays.items()}
+
+
+def _shuffle_documents(block: Block, rng: np.random.Generator) -> NDArray[np.int32]:
+    """[M]: the places of a block's text, its documents in an order drawn from `rng`."""
+    bounds = block.sentence_starts[block.document_starts] + block.document_starts
+    order = rng.permutation(len(bounds) - 1)
+    lengths = np.diff(bounds)[order]
+    shift = bounds[:-1][order] - (np.cumsum(lengths) - lengths)
+    places: NDArray[np.int64] = np.arange(lengths.sum()) + np.repeat(shift, lengths)
+    return places.astype(np.int32)

@@ -1,13 +1,14 @@
-"""Model folders as published for ELMo: `…options.json`, `…weights.hdf5`, a vocabulary and a file for the softmax.
+"""Model folders as published for ELMo: `…options.json`, `…weights.hdf5`, a vocabulary, and a file for the softmax.
 
 Names and shapes of datasets are those of Peters et al.'s release. The published files of every size can be read, and
-their readers can read ours; those ignore the one key that we add, `tokenizer`.
+their readers can read ours; those ignore the one key that we add, `tokenizer`. A folder may also hold the token layer
+of its vocabulary (`…token_embeddings.hdf5`).
 """
 
 import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import h5py
 import numpy as np
@@ -18,11 +19,26 @@ from torch import nn
 
 from pretrain.config.models import ElmoConfig, WordsConfig
 from pretrain.errors import ExportError
+from pretrain.models.elmo.hdf5 import find_dataset, open_file, read_dataset
 from pretrain.models.elmo.model import ElmoModel
+from pretrain.models.elmo.token_embeddings import check_token_embeddings
 from pretrain.models.elmo.tokens import NUM_CHARACTERS, SPECIAL_WORDS, VOCABULARY_FILE, WordTokenizer, read_vocabulary
 from pretrain.models.family import ModelFolder
 
-_SOFTMAX_DATASETS = {"softmax/W": "softmax.weight", "softmax/b": "softmax.bias"}
+
+class Place(NamedTuple):
+    """Where a dataset's values are kept: a parameter, or of one that holds both directions, one of them."""
+
+    parameter: str
+    direction: int | None = None
+
+    def of(self, parameters: dict[str, nn.Parameter]) -> torch.Tensor:
+        """The values, sharing the parameter's memory."""
+        values = parameters[self.parameter].detach()
+        return values if self.direction is None else values[self.direction]
+
+
+_SOFTMAX_DATASETS = {"softmax/W": Place("softmax.weight"), "softmax/b": Place("softmax.bias")}
 _KEYS = {
     "char_cnn.embedding.dim": "character_embedding_size",
     "char_cnn.filters": "filters",
@@ -53,14 +69,15 @@ def read(folder: Path) -> ModelFolder:
     options_path = _one(folder, "*options.json", "options")
     config = _config(options_path)
     weights_path = _weights_file(folder)
-    softmax_path = _at_most_one(folder, "*softmax_weights.hdf5")
+    softmax_path = _softmax_file(folder, weights_path)
     tokenizer = read_tokenizer(folder)
     vocabulary_size = None if softmax_path is None else _vocabulary_size(softmax_path)
-    has_vocabulary = _at_most_one(folder, "vocab*.txt") is not None
-    if vocabulary_size is not None and has_vocabulary and vocabulary_size != tokenizer.vocabulary_size:
-        raise ExportError(
-            f"{softmax_path} predicts {vocabulary_size} words, the vocabulary beside it has {tokenizer.vocabulary_size}"
-        )
+    words = None if _at_most_one(folder, "vocab*.txt") is None else tokenizer.vocabulary_size
+    if vocabulary_size is not None and words is not None and vocabulary_size != words:
+        raise ExportError(f"{softmax_path} predicts {vocabulary_size} words, the vocabulary beside it has {words}")
+    embeddings_path = _at_most_one(folder, "*token_embeddings.hdf5")
+    if embeddings_path is not None:
+        check_token_embeddings(embeddings_path, words, config.projection_size)
     with torch.device("meta"):  # every parameter is read below: draw none
         model = ElmoModel(config, vocabulary_size)
     model.to_empty(device="cpu")
@@ -84,27 +101,39 @@ def write(folder: Path, model_folder: ModelFolder) -> None:
         _store(folder / "softmax_weights.hdf5", _SOFTMAX_DATASETS, parameters)
 
 
-def initialize(model: nn.Module, folder: Path, tokenizer: WordTokenizer | None = None) -> list[str]:
-    """Copies a model folder's encoder into `model`, and its softmax if `tokenizer`, the model's, has its vocabulary.
+@torch.no_grad()
+def initialize(model: nn.Module, folder: Path, tokenizer: WordTokenizer) -> list[str]:
+    """Copies a model folder's encoder into `model`, and its softmax for the words that `tokenizer`, the model's, holds.
 
-    Returns the names of the parameters that keep their values. Raises ExportError for an encoder of another shape.
+    Returns what keeps its values. Raises ExportError where the folder's encoder has other options.
     """
-    model = cast(ElmoModel, model)
-    source = read(folder)
-    held = dict(source.model.named_parameters())
-    vocabulary = source.tokenizer.vocabulary if isinstance(source.tokenizer, WordTokenizer) else None
-    if tokenizer is None or tokenizer.vocabulary != vocabulary:
-        held = {name: value for name, value in held.items() if not name.startswith("softmax.")}
-    parameters = dict(model.named_parameters())
-    encoder = {name for name in (*parameters, *held) if name.startswith("encoder.")}
-    for name in sorted(encoder):
-        theirs, ours = (list(side[name].shape) if name in side else "absent" for side in (held, parameters))
+    model, source = cast(ElmoModel, model), read(folder)
+    held = cast(ElmoModel, source.model)
+    for field in (*_KEYS.values(), *_OPTIONAL_KEYS.values()):
+        theirs, ours = getattr(source.config, field), getattr(model.encoder.config, field)
         if theirs != ours:
-            raise ExportError(f"{folder}: {name} is {theirs}, in the model to initialise it is {ours}")
-    with torch.no_grad():
-        for name in parameters.keys() & held.keys():
-            parameters[name].copy_(held[name])
-    return [name for name in parameters if name not in held]
+            raise ExportError(f"{folder}: model.{field} is {theirs} there, and {ours} in the model to initialise")
+    model.encoder.load_state_dict(held.encoder.state_dict())
+    return _initialize_softmax(held, cast(WordTokenizer, source.tokenizer), model, tokenizer)
+
+
+def _initialize_softmax(
+    source: ElmoModel, source_tokenizer: WordTokenizer, model: ElmoModel, tokenizer: WordTokenizer
+) -> list[str]:
+    """Copies the rows and biases of the words that both predict; returns what keeps its values."""
+    assert model.softmax is not None
+    if source.softmax is None:
+        return ["the softmax, since the folder holds none"]
+    if source.softmax.vocabulary_size != source_tokenizer.vocabulary_size:
+        return ["the softmax, since the folder holds no vocab*.txt that names the words of its own"]
+    row_of = {word: row for row, word in enumerate(source_tokenizer.vocabulary)}
+    pairs = [(row, row_of[word]) for row, word in enumerate(tokenizer.vocabulary) if word in row_of]
+    ours, theirs = torch.tensor(pairs).T
+    model.softmax.weight[ours] = source.softmax.weight[theirs]
+    model.softmax.bias[ours] = source.softmax.bias[theirs]
+    size = tokenizer.vocabulary_size
+    fresh = size - len(pairs)
+    return [f"the softmax of {fresh:,} of {size:,} words, which the folder's vocabulary lacks"] if fresh else []
 
 
 def read_tokenizer(folder: Path) -> WordTokenizer:
@@ -142,6 +171,15 @@ def _weights_file(folder: Path) -> Path:
         names = " and ".join(path.name for path in found) or "no weights"
         raise ExportError(f"{folder} holds {names}: there must be one *weights.hdf5 (beside *softmax_weights.hdf5)")
     return found[0]
+
+
+def _softmax_file(folder: Path, weights_path: Path) -> Path | None:
+    """Where the softmax is: in its own file, or with the weights, where the original's writer was made to keep it."""
+    path = _at_most_one(folder, "*softmax_weights.hdf5")
+    if path is not None:
+        return path
+    with open_file(weights_path) as file:
+        return weights_path if "softmax/W" in file else None
 
 
 def _json(path: Path) -> dict[str, Any]:
@@ -209,60 +247,57 @@ def _options(config: ElmoConfig, tokenizer: WordTokenizer) -> dict[str, Any]:
     }
 
 
-def _encoder_datasets(config: ElmoConfig) -> dict[str, str]:
-    """Parameters by published dataset."""
-    return dict(_pairs(config))
+def _encoder_datasets(config: ElmoConfig) -> dict[str, Place]:
+    """Where each published dataset is kept."""
+    return dict(_places(config))
 
 
-def _pairs(config: ElmoConfig) -> Iterator[tuple[str, str]]:
+def _places(config: ElmoConfig) -> Iterator[tuple[str, Place]]:
     token = "encoder.token_encoder"
-    yield "char_embed", f"{token}.characters.weight"
+    yield "char_embed", Place(f"{token}.characters.weight")
     for i in range(len(config.filters)):
-        yield f"CNN/W_cnn_{i}", f"{token}.convolutions.{i}.weight"
-        yield f"CNN/b_cnn_{i}", f"{token}.convolutions.{i}.bias"
+        yield f"CNN/W_cnn_{i}", Place(f"{token}.convolutions.{i}.weight")
+        yield f"CNN/b_cnn_{i}", Place(f"{token}.convolutions.{i}.bias")
     for k in range(config.num_highways):
         for part in ("transform", "carry"):
-            yield f"CNN_high_{k}/W_{part}", f"{token}.highways.{k}.{part}.weight"
-            yield f"CNN_high_{k}/b_{part}", f"{token}.highways.{k}.{part}.bias"
-    yield "CNN_proj/W_proj", f"{token}.projection.weight"
-    yield "CNN_proj/b_proj", f"{token}.projection.bias"
-    for number, direction in enumerate(("forward", "backward")):
+            yield f"CNN_high_{k}/W_{part}", Place(f"{token}.highways.{k}.{part}.weight")
+            yield f"CNN_high_{k}/b_{part}", Place(f"{token}.highways.{k}.{part}.bias")
+    yield "CNN_proj/W_proj", Place(f"{token}.projection.weight")
+    yield "CNN_proj/b_proj", Place(f"{token}.projection.bias")
+    for direction in (0, 1):
         for layer in range(config.num_layers):
-            cell = f"RNN_{number}/RNN/MultiRNNCell/Cell{layer}/LSTMCell"
+            cell = f"RNN_{direction}/RNN/MultiRNNCell/Cell{layer}/LSTMCell"
             for dataset, parameter in (("W_0", "weight"), ("B", "bias"), ("W_P_0", "projection")):
-                yield f"{cell}/{dataset}", f"encoder.{direction}_stack.layers.{layer}.{parameter}"
+                yield f"{cell}/{dataset}", Place(f"encoder.stack.layers.{layer}.{parameter}", direction)
 
 
 def _vocabulary_size(path: Path) -> int:
-    with _open(path) as file:
-        return len(_dataset(file, "softmax/W"))
+    with open_file(path) as file:
+        return len(find_dataset(file, "softmax/W"))
 
 
-def _open(path: Path) -> h5py.File:
-    try:
-        return h5py.File(path, "r")
-    except OSError as error:
-        raise ExportError(f"{path} is not an HDF5 file, or is cut short: {error}") from error
+def _published(file: h5py.File, name: str) -> NDArray[np.float32]:
+    """A dataset by its published name, also where another writer has it otherwise."""
+    alone = name.replace("/MultiRNNCell/Cell0/", "/")  # what the original's trainer calls the only layer of a stack
+    array = read_dataset(file, alone if alone in file and name not in file else name)
+    if name == "char_embed" and len(array) == NUM_CHARACTERS + 1:  # written by a reader, which adds a row for padding
+        if array[0].any():
+            raise ExportError(f"{file.filename}: char_embed has {len(array)} rows, of which the first is not 0")
+        array = array[1:]
+    return array
 
 
-def _dataset(file: h5py.File, name: str) -> NDArray[np.float32]:
-    if not isinstance(file.get(name), h5py.Dataset):
-        raise ExportError(f"{file.filename} has no dataset {name}")
-    return np.asarray(file[name], dtype=np.float32)
-
-
-def _fill(model: nn.Module, datasets: dict[str, str], path: Path) -> None:
+def _fill(model: nn.Module, datasets: dict[str, Place], path: Path) -> None:
     parameters = dict(model.named_parameters())
-    with _open(path) as file:
-        for name, parameter in datasets.items():
-            array, target = _dataset(file, name), parameters[parameter]
+    with open_file(path) as file:
+        for name, place in datasets.items():
+            array, target = _published(file, name), place.of(parameters)
             if array.shape != target.shape:
                 raise ExportError(f"{path}: {name} is {array.shape}, the options ask for {tuple(target.shape)}")
-            with torch.no_grad():
-                target.copy_(torch.from_numpy(array))
+            target.copy_(torch.from_numpy(array))
 
 
-def _store(path: Path, datasets: dict[str, str], parameters: dict[str, nn.Parameter]) -> None:
+def _store(path: Path, datasets: dict[str, Place], parameters: dict[str, nn.Parameter]) -> None:
     with h5py.File(path, "w") as file:
-        for name, parameter in datasets.items():
-            file[name] = parameters[parameter].detach().to("cpu", torch.float32).numpy()
+        for name, place in datasets.items():
+            file[name] = place.of(parameters).to("cpu", torch.float32).numpy()

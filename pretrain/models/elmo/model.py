@@ -18,33 +18,30 @@ from pretrain.models.family import LayerVectors
 class ElmoEncoder(nn.Module):
     """Contextual vectors of words from their characters (Peters et al. 2018, sections 3.1 and 3.2).
 
-    The carried state is one float32 tensor [rows, state_size]: forward, then backward stack; in it layer by layer the
-    output and the memory.
+    The carried state is one float32 tensor [rows, state_size]: of each direction, layer by layer, output and memory.
     """
 
     def __init__(self, config: ElmoConfig) -> None:
         super().__init__()
         self.config = config
         self.token_encoder = TokenEncoder(config)
-        self.forward_stack = LstmStack(config)
-        self.backward_stack = LstmStack(config)
+        self.stack = LstmStack(config)
         self.dropout = nn.Dropout(config.dropout)
-        self.state_size = self.forward_stack.state_size + self.backward_stack.state_size
+        self.state_size = 2 * config.num_layers * (config.projection_size + config.cell_size)
 
     def forward(
         self, characters: Tensor, forward_index: Tensor, backward_index: Tensor, carried: Tensor | None = None
     ) -> tuple[Tensor, Tensor, Tensor]:
         """For training: int characters [N, C], two unrelated windows of text as its rows, int [B, T] each.
 
-        Returns what the two stacks' top layers say, [B, T, P] each in the order in which they read, and the state
-        carried on, detached (truncated back-propagation).
+        Returns what the top layer says in the two directions, [B, T, P] each in the order in which they read, and the
+        state carried on, detached (truncated back-propagation).
         """
         words = self.token_encoder(characters)
-        forward_state, backward_state = self._state(words, forward_index, carried)
-        forward, forward_state = self.forward_stack(F.embedding(forward_index, words), forward_state)
-        backward, backward_state = self.backward_stack(F.embedding(backward_index, words), backward_state)
-        state = torch.cat([forward_state, backward_state], dim=1).detach()
-        return self.dropout(forward[-1]), self.dropout(backward[-1]), state
+        index = torch.stack([forward_index.T, backward_index.T])
+        layers, state = self.run(F.embedding(index, words), carried)
+        forward, backward = self.dropout(layers[-1]).transpose(1, 2)
+        return forward, backward, state.detach()
 
     def vectors(
         self, characters: Tensor, index: Tensor, lengths: Tensor, carried: Tensor | None = None
@@ -55,27 +52,35 @@ class ElmoEncoder(nn.Module):
         is the token twice, the others forward and backward side by side; and the state after each row's last position.
         """
         words = self.token_encoder(characters)
-        forward_state, backward_state = self._state(words, index, carried)
         positions = torch.arange(index.shape[1], device=index.device)
         # each row's own reversal, its padding left in place; it is its own inverse
         reversal = torch.where(positions < lengths[:, None], lengths[:, None] - 1 - positions, positions)
+        both = torch.stack([index.T, index.gather(1, reversal).T])
+        layers, state = self.run(F.embedding(both, words), carried, lengths)
         tokens = F.embedding(index, words)
-        forward, forward_state = self.forward_stack(tokens, forward_state, lengths)
-        backward, backward_state = self.backward_stack(
-            F.embedding(index.gather(1, reversal), words), backward_state, lengths
-        )
         in_order = reversal[:, :, None].expand(-1, -1, tokens.shape[2])
-        pairs = [(tokens, tokens)] + [(f, b.gather(1, in_order)) for f, b in zip(forward, backward, strict=True)]
+        pairs = [(tokens, tokens)]
+        for layer in layers:
+            forward, backward = layer.transpose(1, 2)
+            pairs.append((forward, backward.gather(1, in_order)))
         mask = positions[:-2] < lengths[:, None] - 2
-        layers = tuple(torch.cat(pair, dim=2)[:, 1:-1] * mask[:, :, None] for pair in pairs)
-        return LayerVectors(layers, mask), torch.cat([forward_state, backward_state], dim=1)
+        vectors = tuple(torch.cat(pair, dim=2)[:, 1:-1] * mask[:, :, None] for pair in pairs)
+        return LayerVectors(vectors, mask), state
 
-    def _state(self, words: Tensor, index: Tensor, carried: Tensor | None) -> tuple[Tensor, ...]:
-        """The two stacks' states; zeros to begin with."""
+    def run(
+        self, inputs: Tensor, carried: Tensor | None = None, lengths: Tensor | None = None
+    ) -> tuple[list[Tensor], Tensor]:
+        """Each layer's outputs over token vectors [2, T, B, P], each direction's in the order in which it reads.
+
+        It starts from zeros or from what was carried, [B, state_size], and also returns the state after it.
+        """
+        rows = inputs.shape[2]
         if carried is None:
-            dtype = torch.promote_types(words.dtype, torch.float32)
-            carried = torch.zeros(index.shape[0], self.state_size, dtype=dtype, device=index.device)
-        return torch.split(carried, [self.forward_stack.state_size, self.backward_stack.state_size], dim=1)
+            dtype = torch.promote_types(inputs.dtype, torch.float32)
+            carried = torch.zeros(rows, self.state_size, dtype=dtype, device=inputs.device)
+        state = carried.view(rows, 2, self.config.num_layers, -1).permute(1, 2, 0, 3)
+        layers, state = self.stack(inputs, state, lengths)
+        return layers, state.permute(2, 0, 1, 3).reshape(rows, -1)
 
 
 class ElmoModel(nn.Module):

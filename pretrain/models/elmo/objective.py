@@ -54,6 +54,7 @@ class ElmoObjective:
     ) -> tuple[dict[str, LossTerm], Tensor | None]:
         """Terms `forward` and `backward`, half the loss each, and the carried state [rows, state_size].
 
+        A row that `begins` starts from zero state. The terms hold each position's loss, float32 [rows * T].
         The directions' candidates are two draws that depend on `seed` alone. Raises ExportError for a model whose
         folder held no softmax, or another vocabulary's.
         """
@@ -65,6 +66,8 @@ class ElmoObjective:
                 f"the softmax predicts {model.softmax.vocabulary_size} words, the vocabulary has "
                 f"{self._vocabulary_size}: they do not belong together"
             )
+        if carried is not None and "begins" in batch:
+            carried = carried.masked_fill(batch["begins"][:, None] == 1, 0.0)
         *tops, carried = model.encoder(batch["characters"], batch["forward_index"], batch["backward_index"], carried)
         terms = {}
         for number, (name, top) in enumerate(zip(DIRECTIONS, tops, strict=True)):
@@ -75,6 +78,6 @@ class ElmoObjective:
                 rng = np.random.default_rng([seed, number])
                 ids, num_tries = draw_candidates(rng, self._vocabulary_size, self._num_negatives)
                 candidates = torch.from_numpy(ids).to(targets.device)
-            total = model.softmax(top.flatten(0, 1), targets, candidates, num_tries)
-            terms[name] = LossTerm(total, (targets != IGNORED).sum(), weight=0.5)
+            losses = model.softmax(top.flatten(0, 1), targets, candidates, num_tries)
+            terms[name] = LossTerm(losses.sum(), (targets != IGNORED).sum(), weight=0.5, losses=losses.detach())
         return terms, carried

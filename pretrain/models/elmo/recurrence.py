@@ -1,64 +1,60 @@
-"""The LSTM with projection and its stack. Every parameter has the layout of its published dataset.
+"""The LSTM with projection, both directions side by side, and its stack.
 
-Shapes: B rows, T positions, P projection_size, D cell_size.
-Arithmetic that decays in 16 bits (gates, the memory) is done in float32, also where parameters are bfloat16.
+Shapes: 2 directions, T positions, B rows, P projection_size, D cell_size. Parameters have the layout of the published
+datasets, one direction after the other. Arithmetic that decays in 16 bits (gates, the memory) is done in float32, also
+where parameters are bfloat16.
 """
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 from pretrain.config.models import ElmoConfig
+from pretrain.models.elmo.pointwise import choose_pointwise, clip_into, unclip_into
+
+Clips = tuple[float, float]
+"""Bounds on the memory and on the output; 0 means none."""
 
 
-class LstmLayer(nn.Module):
-    """LSTM whose output is projected, with bounds on memory and output (Sak et al. 2014, as ELMo uses it).
+def reference_lstm(
+    inputs: Tensor,
+    state: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    projection: Tensor,
+    clips: Clips,
+    lengths: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """The recurrence as its formulas say it (Sak et al. 2014, with ELMo's clips), its gradients autograd's.
 
-    `weight` is [P + P, 4D]: rows of the input, then of the last output; columns of the input gate, the candidate, the
-    forget gate, the output gate. The forget gate's bias of 1 is added here, not stored.
+    inputs [2, T, B, P], state [2, B, P + D] (output, memory), weight [2, P + P, 4D], bias [2, 4D], projection [2, D, P]
+    -> outputs [2, T, B, P] and the state after them. Rows of `weight` are those of the input, then of the last output;
+    columns the input gate, the candidate, the forget gate, the output gate. The forget gate's bias of 1 is added here.
+
+    With `lengths` (int [B]), a row's state stays as its last real position left it, and its outputs behind are 0.
     """
-
-    def __init__(self, config: ElmoConfig) -> None:
-        super().__init__()
-        self.sizes = [config.projection_size, config.cell_size]
-        self._clips = (config.projection_clip, config.cell_clip)
-        projection_size, cell_size = self.sizes
-        self.weight = nn.Parameter(torch.empty(2 * projection_size, 4 * cell_size))
-        self.bias = nn.Parameter(torch.zeros(4 * cell_size))
-        self.projection = nn.Parameter(torch.empty(cell_size, projection_size))
-        for matrix in (self.weight, self.projection):
-            bound = math.sqrt(6 / sum(matrix.shape))  # Glorot, over the whole published matrix
-            nn.init.uniform_(matrix, -bound, bound)
-
-    def forward(self, inputs: Tensor, state: Tensor, lengths: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """[B, T, P], state [B, P + D] -> outputs [B, T, P] and the state after them.
-
-        With `lengths` (int [B]), a row's state stays as its last real position left it, and its outputs behind are 0.
-        """
-        projection_clip, cell_clip = self._clips
-        input_weight, recurrent_weight = self.weight.chunk(2)
-        drive = inputs.transpose(0, 1) @ input_weight  # the input's share of the gates, for all positions at once
-        dtype = drive.dtype
-        # under autocast these would be cast anew at every position
-        recurrent_weight, projection = recurrent_weight.to(dtype), self.projection.to(dtype)
-        drive = drive.to(state.dtype) + self.bias.to(state.dtype)
-        output, memory = torch.split(state, self.sizes, dim=1)
-        output = output.to(dtype)
-        outputs = []
-        for position, driven in enumerate(drive.unbind(0)):
-            write, candidate, forget, read = (driven + output @ recurrent_weight).chunk(4, dim=1)
-            kept = torch.sigmoid(forget + 1) * memory + torch.sigmoid(write) * torch.tanh(candidate)
-            kept = _clip(kept, cell_clip)
-            shown = _clip((torch.sigmoid(read) * torch.tanh(kept)).to(dtype) @ projection, projection_clip)
-            if lengths is None:
-                output, memory = shown, kept
-                outputs.append(shown)
-            else:
-                real = (position < lengths)[:, None]
-                output, memory = torch.where(real, shown, output), torch.where(real, kept, memory)
-                outputs.append(shown * real)
-        return torch.stack(outputs, dim=1), torch.cat([output.to(state.dtype), memory], dim=1)
+    input_weight, recurrent_weight = weight.chunk(2, dim=1)
+    drive = inputs.flatten(1, 2) @ input_weight  # the input's share of the gates, for all positions at once
+    drive = (drive.to(state.dtype) + bias.to(state.dtype)[:, None]).view(*inputs.shape[:3], -1)
+    output, memory = torch.split(state, [inputs.shape[3], projection.shape[1]], dim=2)
+    output = output.to(inputs.dtype)
+    outputs = []
+    for position, driven in enumerate(drive.unbind(1)):
+        write, candidate, forget, read = (driven + output @ recurrent_weight).chunk(4, dim=2)
+        kept = torch.sigmoid(forget + 1) * memory + torch.sigmoid(write) * torch.tanh(candidate)
+        kept = _clip(kept, clips[0])
+        shown = _clip((torch.sigmoid(read) * torch.tanh(kept)).to(inputs.dtype) @ projection, clips[1])
+        if lengths is None:
+            output, memory = shown, kept
+            outputs.append(shown)
+        else:
+            real = (position < lengths)[:, None]
+            output, memory = torch.where(real, shown, output), torch.where(real, kept, memory)
+            outputs.append(shown * real)
+    return torch.stack(outputs, dim=1), torch.cat([output.to(state.dtype), memory], dim=2)
 
 
 def _clip(values: Tensor, bound: float) -> Tensor:
@@ -66,31 +62,165 @@ def _clip(values: Tensor, bound: float) -> Tensor:
     return values.clamp(-bound, bound) if bound else values
 
 
+class FusedLstm(torch.autograd.Function):
+    """`reference_lstm` without `lengths`, its gradients by hand.
+
+    The loop holds what depends on the last position alone. Forward, the input's product is one matrix product before
+    it; backward, it only finds the gates' gradients, and those of weights and inputs are large products after it.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, inputs: Tensor, state: Tensor, weight: Tensor, bias: Tensor, projection: Tensor, clips: Clips
+    ) -> tuple[Tensor, Tensor]:
+        """inputs [2, T, B, P], state [2, B, P + D] and parameters -> outputs [2, T, B, P], state [2, B, P + D]."""
+        two, positions, rows, size = inputs.shape
+        cells = projection.shape[1]
+        output, memory = torch.split(state, [size, cells], dim=2)
+        output = output.to(inputs.dtype)
+        bias = bias.to(state.dtype, copy=True)
+        bias[:, 2 * cells : 3 * cells] += 1
+        gates = _buffer(two, positions, rows, 4 * cells, like=state)
+        drive = gates.flatten(1, 2)
+        if state.dtype == inputs.dtype:
+            torch.baddbmm(bias[:, None], inputs.reshape(two, -1, size), weight[:, :size], out=drive)
+        else:
+            torch.add(bias[:, None], torch.bmm(inputs.reshape(two, -1, size), weight[:, :size]), out=drive)
+        pointwise = choose_pointwise(inputs.device)
+        # memories before clipping: at a bound, whether the gradient passes is decided by them
+        kept, shown = (_buffer(two, positions, rows, cells, like=state) for _ in range(2))
+        read = _buffer(two, positions, rows, cells, like=inputs)
+        said = inputs.new_empty(two, positions, rows, size)
+        outputs = torch.empty_like(said)
+        for t in range(positions):
+            product = _add_product(gates[:, t], output, weight[:, size:])
+            memory = pointwise.advance(gates[:, t], product, memory, kept[:, t], shown[:, t], read[:, t], clips[0])
+            torch.bmm(read[:, t], projection, out=said[:, t])
+            output = clip_into(said[:, t], clips[1], out=outputs[:, t])
+        ctx.save_for_backward(inputs, state, weight, projection, gates, kept, shown, read, said, outputs)
+        ctx.clips = clips
+        return outputs, torch.cat([output.to(state.dtype), memory], dim=2)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, outputs_gradient: Tensor, state_gradient: Tensor) -> tuple[Tensor | None, ...]:
+        """Gradients of `forward`'s tensors. Overwrites the gates, so that autograd refuses a second time."""
+        inputs, state, weight, projection, gates, kept, shown, read, said, outputs = ctx.saved_tensors
+        clips = ctx.clips
+        two, positions, _, size = inputs.shape
+        cells = projection.shape[1]
+        first_output, first_memory = torch.split(state, [size, cells], dim=2)
+        output_gradient, memory_gradient = (part.clone() for part in torch.split(state_gradient, [size, cells], dim=2))
+        said_gradient = torch.empty_like(said)
+        gates_gradient = gates if gates.dtype == weight.dtype else torch.empty_like(gates, dtype=weight.dtype)
+        pointwise = choose_pointwise(inputs.device)
+        for t in reversed(range(positions)):
+            output_gradient += outputs_gradient[:, t]
+            unclip_into(output_gradient, said[:, t], clips[1], out=said_gradient[:, t])
+            read_gradient = torch.bmm(said_gradient[:, t], projection.transpose(1, 2))
+            before = kept[:, t - 1] if t else first_memory
+            pointwise.retreat(
+                gates[:, t], gates_gradient[:, t], before, kept[:, t], shown[:, t], read_gradient, memory_gradient,
+                clips[0], clip_before=t > 0,
+            )  # fmt: skip
+            output_gradient = torch.bmm(gates_gradient[:, t], weight[:, size:].transpose(1, 2)).to(state.dtype)
+        gradient = gates_gradient.flatten(1, 2)
+        weight_gradient = torch.empty_like(weight)
+        torch.bmm(inputs.reshape(two, -1, size).transpose(1, 2), gradient, out=weight_gradient[:, :size])
+        last = torch.cat([first_output[:, None].to(outputs.dtype), outputs[:, :-1]], dim=1).flatten(1, 2)
+        torch.bmm(last.transpose(1, 2), gradient, out=weight_gradient[:, size:])
+        inputs_gradient = (gradient @ weight[:, :size].transpose(1, 2)).view_as(inputs)
+        projection_gradient = read.flatten(1, 2).transpose(1, 2) @ said_gradient.flatten(1, 2)
+        bias_gradient = gradient.sum(dim=1, dtype=state.dtype)
+        _give_back(gates, kept, shown, read)
+        carried = torch.cat([output_gradient, memory_gradient], dim=2)
+        return inputs_gradient, carried, weight_gradient, bias_gradient, projection_gradient, None
+
+
+def _add_product(addend: Tensor, left: Tensor, right: Tensor) -> Tensor | None:
+    """addend += left @ right; or the product, in its own precision, where the addend has another."""
+    if addend.dtype != right.dtype:
+        return torch.bmm(left, right)
+    torch.baddbmm(addend, left, right, out=addend)
+    return None
+
+
+def fused_lstm(
+    inputs: Tensor, state: Tensor, weight: Tensor, bias: Tensor, projection: Tensor, clips: Clips
+) -> tuple[Tensor, Tensor]:
+    """`FusedLstm`, with types."""
+    result: tuple[Tensor, Tensor] = FusedLstm.apply(inputs, state, weight, bias, projection, clips)  # type: ignore[no-untyped-call]
+    return result
+
+
+_spare: dict[tuple[Any, ...], list[Tensor]] = {}
+"""Buffers of CPU memory to use again. Above 32 MiB the C library takes memory from the system each time, and its pages
+are cleared when first touched: a tenth of the time of a step."""
+
+
+def _buffer(*shape: int, like: Tensor) -> Tensor:
+    """Memory for a tensor, as it comes; `_give_back` makes it free."""
+    spare = _spare.get((shape, like.dtype, like.device))
+    return spare.pop() if spare else like.new_empty(shape)
+
+
+def _give_back(*buffers: Tensor) -> None:
+    for buffer in buffers:
+        if buffer.device.type == "cpu":
+            _spare.setdefault((tuple(buffer.shape), buffer.dtype, buffer.device), []).append(buffer)
+
+
+class LstmLayer(nn.Module):
+    """A layer of both directions, which never mix: LSTM with a projected output (Sak et al. 2014, as ELMo uses it).
+
+    `weight` is [2, P + P, 4D], `bias` [2, 4D], `projection` [2, D, P], as `reference_lstm` says.
+    """
+
+    def __init__(self, config: ElmoConfig) -> None:
+        super().__init__()
+        self.clips = (config.cell_clip, config.projection_clip)
+        projection_size, cell_size = config.projection_size, config.cell_size
+        self.weight = nn.Parameter(torch.empty(2, 2 * projection_size, 4 * cell_size))
+        self.bias = nn.Parameter(torch.zeros(2, 4 * cell_size))
+        self.projection = nn.Parameter(torch.empty(2, cell_size, projection_size))
+        for matrix in (self.weight, self.projection):
+            bound = math.sqrt(6 / sum(matrix.shape[1:]))  # Glorot, over the whole published matrix
+            nn.init.uniform_(matrix, -bound, bound)
+
+    def forward(self, inputs: Tensor, state: Tensor, lengths: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """[2, T, B, P], state [2, B, P + D] -> outputs [2, T, B, P] and the state after them; see `reference_lstm`."""
+        kind = inputs.device.type
+        # autocast would cast these anew at every position
+        dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else inputs.dtype
+        weight, bias, projection = (tensor.to(dtype) for tensor in (self.weight, self.bias, self.projection))
+        inputs = inputs.to(dtype)
+        with torch.autocast(kind, enabled=False):
+            if lengths is not None:
+                return reference_lstm(inputs, state, weight, bias, projection, self.clips, lengths)
+            return fused_lstm(inputs, state, weight, bias, projection, self.clips)
+
+
 class LstmStack(nn.Module):
-    """One direction: layers of LSTM; from the second on, a layer's output may have its input added to it."""
+    """Layers of LSTM; from the second on, a layer's output may have its input added to it."""
 
     def __init__(self, config: ElmoConfig) -> None:
         super().__init__()
         self.layers = nn.ModuleList(LstmLayer(config) for _ in range(config.num_layers))
         self.dropout = nn.Dropout(config.dropout)
         self._skip_connections = config.skip_connections
-        self._layer_state_size = config.projection_size + config.cell_size
-        self.state_size = config.num_layers * self._layer_state_size
 
     def forward(self, inputs: Tensor, state: Tensor, lengths: Tensor | None = None) -> tuple[list[Tensor], Tensor]:
-        """[B, T, P], state [B, state_size] -> each layer's outputs [B, T, P], and the state after them.
+        """[2, T, B, P], state [2, layers, B, P + D] -> each layer's outputs [2, T, B, P], and the state after them.
 
         Dropout is the original's: of each layer's input, drawn anew at every position, and the skip connection adds the
         dropped-out input. The state holds outputs without what skip connections add.
         """
         outputs, states = [], []
-        for number, (layer, layer_state) in enumerate(
-            zip(self.layers, torch.split(state, self._layer_state_size, dim=1), strict=True)
-        ):
+        for number, (layer, layer_state) in enumerate(zip(self.layers, state.unbind(1), strict=True)):
             dropped = self.dropout(inputs)
             inputs, layer_state = layer(dropped, layer_state, lengths)
             if number and self._skip_connections:
                 inputs = inputs + dropped
             outputs.append(inputs)
             states.append(layer_state)
-        return outputs, torch.cat(states, dim=1)
+        return outputs, torch.stack(states, dim=1)

@@ -167,10 +167,12 @@ def _characters_left_out(word: str) -> int:
 
 
 def learn(texts: Callable[[], Iterable[str]], config: WordsConfig) -> WordTokenizer:
-    """The most frequent words of the texts, equally frequent ones by code points: a pure function of both.
+    """The words of `config.vocabulary`; else the most frequent ones of the texts, equally frequent ones by code points.
 
     Raises DataError where no word is left. Sampled softmax needs this order: it draws small ids more often.
     """
+    if config.vocabulary is not None:
+        return WordTokenizer(read_vocabulary(config.vocabulary), words=config.words, lowercase=config.lowercase)
     tokenizer = WordTokenizer(SPECIAL_WORDS, words=config.words, lowercase=config.lowercase)
     counts: Counter[str] = Counter()
     for text in texts():
@@ -187,6 +189,23 @@ def learn(texts: Callable[[], Iterable[str]], config: WordsConfig) -> WordTokeni
             f"({config.vocabulary_size}) includes {len(SPECIAL_WORDS)} special words"
         )
     return WordTokenizer((*SPECIAL_WORDS, *kept), words=config.words, lowercase=config.lowercase)
+
+
+def order_problem(tokenizer: WordTokenizer, counts: NDArray[np.int64]) -> str | None:
+    """Why a vocabulary's words are in no order of frequency, in a line; None where they are, as far as it matters.
+
+    `counts` is int [vocabulary], how often each id occurs in the training text. Sampled softmax takes the order for
+    the frequencies, so the first tenth of the words must cover half as much text as the most frequent tenth does.
+    """
+    words = np.delete(counts, tokenizer.ids(SPECIAL_WORDS))
+    tenth = max(1, len(words) // 10)
+    first, most = (part.sum() / counts.sum() for part in (words[:tenth], np.sort(words)[::-1][:tenth]))
+    if first >= most / 2:
+        return None
+    return (
+        f"the first tenth of the words covers {first:.1%} of the training text, the most frequent tenth {most:.1%}: "
+        "sampled softmax needs words in the order of their frequency: sort them, or set model.softmax to full"
+    )
 
 
 def read_vocabulary(path: Path) -> list[str]:

@@ -1,5 +1,7 @@
 """Windows: which positions, in which order, spelled how."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -7,7 +9,8 @@ from numpy.typing import NDArray
 
 from pretrain.config.models import ElmoConfig
 from pretrain.data.blocks import Arrays, Block
-from pretrain.models.elmo.examples import ElmoExampleMaker
+from pretrain.data.stream import digest
+from pretrain.models.elmo.examples import ElmoExampleMaker, ElmoExamples
 from pretrain.models.elmo.layers import TokenEncoder
 from pretrain.models.elmo.tokens import SPECIAL_WORDS, WordTokenizer, character_ids, trim_characters
 
@@ -89,6 +92,106 @@ def test_packing(
     examples = maker.make(make_block("a b c", "d", "e f"), RNG, pad=pad)
     assert len(examples) == len(expected)
     assert read(examples.take(0, len(examples)), tokenizer) == expected
+
+
+@pytest.mark.parametrize(
+    ("unroll_length", "rows", "expected"),
+    [
+        (
+            3,
+            2,
+            [
+                ("<ab", "abc", ">cb", "cba", 1),  # window 0 of row 0: the first sentence
+                ("<d<", "d>_", ">d>", "d<_", 1),  # window 0 of row 1: the second
+                ("c<<", ">__", "a>>", "<__", 0),
+                ("<ef", "ef>", ">fe", "fe<", 1),
+            ],
+        ),
+        (
+            4,
+            1,
+            [
+                ("<abc", "abc>", ">cba", "cba<", 1),
+                ("<d<<", "d>__", ">d>>", "d<__", 1),
+                ("<ef<", "ef>_", ">fe>", "fe<_", 1),
+            ],
+        ),
+    ],
+)
+def test_every_sentence_by_itself(
+    config: ElmoConfig,
+    tokenizer: WordTokenizer,
+    unroll_length: int,
+    rows: int,
+    expected: list[tuple[str, str, str, str, int]],
+) -> None:
+    config = config.model_copy(update={"unroll_length": unroll_length})
+    maker = ElmoExampleMaker(config, tokenizer, rows, reset=True)
+    arrays = maker.make(make_block("a b c", "d", "e f"), RNG, pad=True).take(0, 100)
+    begins = arrays["begins"].tolist()
+    assert [(*each, first) for each, first in zip(read(arrays, tokenizer), begins, strict=True)] == expected
+    assert maker.collate(arrays)["begins"].tolist() == begins
+    assert maker.counts(arrays) == {"forward": 9, "backward": 9, "tokens": 9}
+
+
+@pytest.mark.parametrize("reset", [False, True])
+@pytest.mark.parametrize(("rows", "unroll_length"), [(1, 4), (3, 2), (16, 5), (50, 20)])
+def test_places(config: ElmoConfig, tokenizer: WordTokenizer, rows: int, unroll_length: int, reset: bool) -> None:
+    """Every place of a padded block is predicted once by each direction, and the word there is the target."""
+    rng = np.random.default_rng(rows)
+    block = make_block(*(" ".join(rng.choice(list("abcdefxyz"), rng.integers(1, 9))) for _ in range(40)))
+    maker = ElmoExampleMaker(config.model_copy(update={"unroll_length": unroll_length}), tokenizer, rows, reset=reset)
+    examples = maker.make(block, rng, pad=True)
+    arrays, places = examples.take(0, 10**6), examples.places(0, 10**6)
+    ids = tokenizer.ids([block.words[token] for token in block.tokens]) if block.words else []
+    starts = block.sentence_starts
+    for name, boundaries, boundary in (("forward", starts[1:], "</S>"), ("backward", starts[:-1], "<S>")):
+        at, targets = places[name], arrays[f"{name}_targets"]
+        assert np.array_equal(at == -1, targets == -100)
+        text = np.insert(ids, boundaries, tokenizer.ids([boundary])[0])
+        assert np.array_equal(np.sort(at[at >= 0]), np.arange(len(text)))
+        assert np.array_equal(targets[at >= 0], text[at[at >= 0]])
+    assert maker.unknown(block).tolist() == (ids == tokenizer.ids(["<UNK>"])).tolist()
+
+
+@pytest.fixture
+def documents() -> Block:
+    """Six documents of four sentences of seven words."""
+    rng = np.random.default_rng(3)
+    block = make_block(*(" ".join(rng.choice(list("abcdefgh"), 7)) for _ in range(24)))
+    return replace(block, document_starts=np.arange(0, 25, 4), document_numbers=np.arange(6))
+
+
+def test_independent_streams(config: ElmoConfig, tokenizer: WordTokenizer, documents: Block) -> None:
+    """The backward model reads each sentence once, too, but not beside the forward one; always the same for an rng."""
+    makers = {
+        streams: ElmoExampleMaker(config.model_copy(update={"streams": streams}), tokenizer, 4)
+        for streams in ("same", "independent")
+    }
+    same = makers["same"].make(documents, np.random.default_rng(1))
+    first, again, other = (makers["independent"].make(documents, np.random.default_rng(s)) for s in (1, 1, 2))
+    count = len(same)
+    assert count * config.unroll_length == len(documents.tokens) + 24, "nothing is left over"
+    assert len({digest(e.take(0, count)) for e in (same, first, other)}) == 3
+    assert digest(again.take(0, count)) == digest(first.take(0, count))
+
+    def pairs(examples: ElmoExamples, direction: str) -> list[tuple[int, ...]]:
+        places = examples.places(0, count)[direction].ravel()
+        arrays = examples.take(0, count)
+        columns = arrays[f"{direction}_characters"].reshape(places.size, -1), arrays[f"{direction}_targets"].ravel()
+        return sorted(map(tuple, np.column_stack([places, *columns]).tolist()))
+
+    for examples in (first, other):
+        assert np.array_equal(examples.forward.places, same.forward.places)
+        assert not np.array_equal(examples.backward.places, same.backward.places)
+        assert pairs(examples, "backward") == pairs(same, "backward")
+    # a row reads on within a document and goes to the end of another
+    steps = np.concatenate([first.backward.places[row::4].ravel() for row in range(3, -1, -1)])
+    jumps = np.flatnonzero(np.diff(steps) != -1)
+    assert 0 < len(jumps) <= 5 and all(steps[jumps] % 32 == 0) and all((steps[jumps + 1] + 1) % 32 == 0)
+
+    held_out = [maker.make(documents, RNG, pad=True).take(0, count) for maker in makers.values()]
+    assert digest(held_out[0]) == digest(held_out[1]), "held-out text is read in one way only"
 
 
 def test_shapes_and_types(config: ElmoConfig, tokenizer: WordTokenizer) -> None:

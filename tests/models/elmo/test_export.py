@@ -188,30 +188,66 @@ def test_damaged_files(folder: Path) -> None:
 
 
 def test_initialize(folder: Path, config: ElmoConfig, tokenizer: WordTokenizer) -> None:
-    torch.manual_seed(1)
-    model, fresh = ElmoModel(config, 9), ElmoModel(config, 9)
-    fresh.load_state_dict(model.state_dict())
+    model = ElmoModel(config, 9)
     held = FAMILY.read(folder).model.state_dict()
-    assert FAMILY.initialize(model, folder) == ["softmax.weight", "softmax.bias"]
-    for name, value in model.state_dict().items():
-        assert torch.equal(
-            value, (fresh if name.startswith("softmax") else FAMILY.read(folder).model).state_dict()[name]
-        )
-    from pretrain.models.elmo.export import initialize
-
-    other = WordTokenizer((*tokenizer.vocabulary[:-1], "other"))
-    assert initialize(model, folder, other) == ["softmax.weight", "softmax.bias"]
-    assert initialize(model, folder, tokenizer) == []
+    assert FAMILY.initialize(model, folder, tokenizer) == []
     assert all(torch.equal(value, held[name]) for name, value in model.state_dict().items())
+
+
+def test_initialize_with_another_vocabulary(folder: Path, config: ElmoConfig, tokenizer: WordTokenizer) -> None:
+    """Words that both have bring their row and bias along, wherever they stand; the others keep fresh ones."""
+    words = ["new", "b", "</S>", "<UNK>", "f", "other", "<S>", "more"]
+    model = ElmoModel(config, len(words))
+    assert model.softmax is not None
+    torch.nn.init.normal_(model.softmax.bias)
+    fresh = {name: value.clone() for name, value in model.state_dict().items()}
+    new = FAMILY.initialize(model, folder, WordTokenizer(words))
+    assert new == ["the softmax of 3 of 8 words, which the folder's vocabulary lacks"]
+    held = FAMILY.read(folder).model.state_dict()
+    for name, value in model.state_dict().items():
+        if name.startswith("encoder."):
+            assert torch.equal(value, held[name]), name
+            continue
+        for row, word in enumerate(words):
+            known = word in tokenizer.vocabulary
+            expected = held[name][tokenizer.vocabulary.index(word)] if known else fresh[name][row]
+            assert torch.equal(value[row], expected), (name, word)
+
+
+@pytest.mark.parametrize(
+    ("without", "new"),
+    [
+        ("softmax_weights.hdf5", "the softmax, since the folder holds none"),
+        ("vocabulary.txt", "the softmax, since the folder holds no vocab*.txt that names the words of its own"),
+    ],
+)
+def test_initialize_without_a_softmax(
+    folder: Path, config: ElmoConfig, tokenizer: WordTokenizer, without: str, new: str
+) -> None:
+    (folder / without).unlink()
+    model = ElmoModel(config, 9)
+    assert model.softmax is not None
+    fresh = model.softmax.weight.detach().clone()
+    assert FAMILY.initialize(model, folder, tokenizer) == [new]
+    assert torch.equal(model.softmax.weight, fresh)
+    held = FAMILY.read(folder).model.encoder.state_dict()
+    assert all(torch.equal(value, held[name]) for name, value in model.encoder.state_dict().items())
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"cell_size": 8}, r"encoder.backward_stack.layers.0.bias is \[28\], in the model to initialise it is \[32\]"),
-        ({"num_layers": 1}, r"encoder.backward_stack.layers.1.bias is \[28\], .* it is absent"),
+        ({"cell_size": 8}, r"model: model.cell_size is 7 there, and 8 in the model to initialise"),
+        ({"num_layers": 1}, r"model.num_layers is 2 there, and 1 in"),
+        ({"filters": ((1, 4), (2, 4), (3, 3))}, r"model.filters is \(\(1, 4\), \(2, 4\), \(4, 3\)\) there, and"),
+        ({"skip_connections": False}, r"model.skip_connections is True there, and False in"),
+        ({"activation": "tanh"}, r"model.activation is relu there, and tanh in"),
+        ({"cell_clip": 0.0}, r"model.cell_clip is 3.0 there, and 0.0 in"),
     ],
 )
-def test_initialize_another_shape(folder: Path, config: ElmoConfig, change: dict[str, Any], message: str) -> None:
+def test_initialize_another_encoder(
+    folder: Path, config: ElmoConfig, tokenizer: WordTokenizer, change: dict[str, Any], message: str
+) -> None:
+    """Also where its weights would fit, and mean something else."""
     with pytest.raises(ExportError, match=message):
-        FAMILY.initialize(ElmoModel(config.model_copy(update=change), 9), folder)
+        FAMILY.initialize(ElmoModel(config.model_copy(update=change), 9), folder, tokenizer)

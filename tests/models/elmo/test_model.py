@@ -1,4 +1,4 @@
-"""The encoder: published vectors, batches of unlike lengths, carried states."""
+"""The encoder: published vectors, batches of unlike lengths, carried states. Its values: `test_oracle.py`."""
 
 import json
 from collections.abc import Callable
@@ -77,19 +77,6 @@ def test_a_text_has_the_same_vectors_in_any_batch(encoder: ElmoEncoder) -> None:
         for layer, layer_alone in zip(together.layers, alone.layers, strict=True):
             torch.testing.assert_close(layer[row, :words], layer_alone[0])
             assert (layer[row, words:] == 0).all()
-
-
-def test_layers_against_the_stacks_one_by_one(encoder: ElmoEncoder) -> None:
-    """`<S> w1 … wn </S>` both ways, put side by side in the order of the words; the boundaries are dropped."""
-    vectors, _ = FAMILY.encode(encoder, pieces("the cat sat"), None)
-    words = ["<S>", "the", "cat", "sat", "</S>"]
-    tokens = encoder.token_encoder(torch.from_numpy(character_ids(words, 50).astype(np.int64)))[None]
-    zeros = torch.zeros(1, encoder.forward_stack.state_size)
-    forward, _ = encoder.forward_stack(tokens, zeros)
-    backward, _ = encoder.backward_stack(tokens.flip(1), zeros)
-    expected = [torch.cat([f, b.flip(1)], dim=2)[:, 1:-1] for f, b in zip(forward, backward, strict=True)]
-    torch.testing.assert_close(vectors.layers[1:], tuple(expected))
-    torch.testing.assert_close(vectors.layers[0], torch.cat([tokens, tokens], dim=2)[:, 1:-1])
 
 
 def test_carried_rows(encoder: ElmoEncoder) -> None:

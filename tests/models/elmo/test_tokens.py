@@ -3,15 +3,24 @@
 import os
 import subprocess
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from pretrain.config.models import WordsConfig
+from pretrain.config.models import ElmoConfig, WordsConfig
 from pretrain.errors import DataError
 from pretrain.models.elmo import FAMILY
-from pretrain.models.elmo.tokens import SPECIAL_WORDS, WordTokenizer, character_ids, learn, load, read_vocabulary
+from pretrain.models.elmo.tokens import (
+    SPECIAL_WORDS,
+    WordTokenizer,
+    character_ids,
+    learn,
+    load,
+    order_problem,
+    read_vocabulary,
+)
 
 PAD = 260
 
@@ -90,6 +99,59 @@ def test_learning_from_no_words(change: dict[str, int]) -> None:
     text = "once only" if change else " \n"
     with pytest.raises(DataError, match="no word for a vocabulary"):
         learn(lambda: [text], WordsConfig(**change))
+
+
+def test_a_given_vocabulary(tmp_path: Path) -> None:
+    """As it is in the file, and no text is read; the rule that cuts text is the config's."""
+
+    def texts() -> Iterable[str]:
+        raise AssertionError("read")
+
+    path = tmp_path / "vocab-2016-09-10.txt"
+    path.write_text("</S>\n<S>\n<UNK>\nthe\n!!!MAXTERMID\ncat\n")
+    tokenizer = learn(texts, WordsConfig(vocabulary=path, words="whitespace", lowercase=True))
+    assert tokenizer.vocabulary == ("</S>", "<S>", "<UNK>", "the", "cat")
+    assert (tokenizer.words, tokenizer.lowercase) == ("whitespace", True)
+    path.write_text("<S>\n</S>\nthe\n")
+    with pytest.raises(DataError, match=r"vocab-2016-09-10.txt lacks <UNK>"):
+        learn(texts, WordsConfig(vocabulary=path))
+
+
+WORDS = tuple(f"word{number}" for number in range(40))
+ZIPF = np.array([7, 90, 3, *(1000 // (rank + 1) for rank in range(40))])
+"""How often `<S>`, `</S>`, `<UNK>` and forty words of decreasing frequency occur."""
+
+
+@pytest.mark.parametrize(
+    ("order", "sorted_enough"),
+    [
+        (range(40), True),
+        ([2, 3, 0, 1, *range(4, 40)], True),
+        ([0, *range(39, 0, -1)], True),  # the most frequent word alone covers more than half of what four words do
+        (range(39, -1, -1), False),
+        ([(number * 7 + 20) % 40 for number in range(40)], False),
+    ],
+)
+def test_the_order_of_a_vocabulary(order: Iterable[int], sorted_enough: bool) -> None:
+    """Sampled softmax takes it for the order of frequency; where in the file special words stand does not matter."""
+    chosen = list(order)
+    words, counts = [WORDS[number] for number in chosen], ZIPF[3:][chosen]
+    for specials in (0, 40):
+        tokenizer = WordTokenizer([*words[:specials], *SPECIAL_WORDS, *words[specials:]])
+        problem = order_problem(tokenizer, np.concatenate([counts[:specials], ZIPF[:3], counts[specials:]]))
+        assert (problem is None) == sorted_enough
+    if problem is not None:
+        first, most = counts[:4].sum() / ZIPF.sum(), ZIPF[3:7].sum() / ZIPF.sum()
+        assert f"first tenth of the words covers {first:.1%} of the" in problem and f"tenth {most:.1%}:" in problem
+        assert "model.softmax to full" in problem and "\n" not in problem
+
+
+def test_only_sampled_softmax_minds_the_order() -> None:
+    assert FAMILY.vocabulary_problem is not None
+    tokenizer, counts = WordTokenizer((*SPECIAL_WORDS, *WORDS)), ZIPF.copy()
+    counts[3:] = counts[:2:-1]
+    assert FAMILY.vocabulary_problem(ElmoConfig(softmax="full"), tokenizer, counts) is None
+    assert FAMILY.vocabulary_problem(ElmoConfig(softmax="sampled"), tokenizer, counts) is not None
 
 
 def test_learning_is_the_same_in_every_process() -> None:

@@ -1,0 +1,66 @@
+"""How long several contestants took for the same pieces of work, and what follows from it."""
+
+import statistics
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+OURS = "ours"
+
+
+@dataclass
+class Timing:
+    """One piece of work, done by several contestants in turn, batch by batch. Tokens are real (unpadded) ones."""
+
+    name: str
+    flops_per_token: float
+    """As the model is defined, whatever a contestant computes more or saves."""
+    peak: float
+    """FLOP/s of matrix products in the run's precision."""
+    tokens: list[int] = field(default_factory=list)
+    """Of each step."""
+    seconds: dict[str, list[float]] = field(default_factory=dict)
+    """Of each step, by contestant; ours first."""
+
+    def tokens_per_second(self, name: str) -> float:
+        """Median over the steps."""
+        return statistics.median(n / time for n, time in zip(self.tokens, self.seconds[name], strict=True))
+
+    def ratio(self, name: str) -> float:
+        """How many times as long a contestant takes as ours: median over the steps, each timed in the same moment."""
+        return statistics.median(
+            theirs / ours for theirs, ours in zip(self.seconds[name], self.seconds[OURS], strict=True)
+        )
+
+    def values(self) -> dict[str, Any]:
+        """All numbers by name."""
+        return {
+            "flops_per_token": self.flops_per_token,
+            "tokens": self.tokens,
+            OURS: self._values(OURS),
+            "peers": {name: self._values(name) | {"ratio": self.ratio(name)} for name in self.seconds if name != OURS},
+        }
+
+    def _values(self, name: str) -> dict[str, Any]:
+        rate = self.tokens_per_second(name)
+        flops = rate * self.flops_per_token
+        return {
+            "tokens_per_second": rate,
+            "flops_per_second": flops,
+            "share_of_peak": flops / self.peak,
+            "seconds": self.seconds[name],
+        }
+
+    def lines(self, notes: Mapping[str, str]) -> list[str]:
+        """The numbers, readable: a line each, with a note on some."""
+        width = max(map(len, self.seconds))
+        lines = []
+        for name in self.seconds:
+            values = self._values(name)
+            ratio = "" if name == OURS else f", ratio {self.ratio(name):.2f}"
+            lines.append(
+                f"  {name:<{width}}  {values['tokens_per_second']:,.0f} tokens/s, "
+                f"{values['flops_per_second'] / 1e12:.4g} TFLOP/s ({values['share_of_peak']:.1%} of the peak)"
+                f"{ratio}{notes.get(name, '')}"
+            )
+        return lines
