@@ -14,7 +14,7 @@ from torch.autograd.function import once_differentiable
 
 _POSITIONS_AT_ONCE = {"cpu": 2**9, "cuda": 2**12}
 _LOGITS_AT_ONCE = {"cpu": 2**20, "cuda": 2**24}
-"""Most positions, and elements, of a block of full-softmax logits: what caches hold, or 64 MiB where launches cost."""
+"""Most positions, and elements, of a block of logits: what caches hold, or 64 MiB where launches cost."""
 
 
 def _wide(dtype: torch.dtype) -> torch.dtype:
@@ -38,37 +38,36 @@ class Softmax(nn.Module):
     def forward(self, hidden: Tensor, targets: Tensor, candidates: Tensor | None = None, num_tries: int = 0) -> Tensor:
         """Losses (natural log) [N], float32, of int64 targets [N] given hidden [N, P]; 0 where the target is -100.
 
-        Over the whole vocabulary; or, given `candidates` (ids, int64 [S]) that took `num_tries` draws, over those.
-        """
-        if candidates is not None:
-            return self._sampled(hidden, targets, candidates, num_tries)
-        kind = hidden.device.type
-        dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else hidden.dtype
-        losses: Tensor = _FullLosses.apply(hidden, self.weight, self.bias, targets, dtype)  # type: ignore[no-untyped-call]
-        return losses
-
-    def _sampled(self, hidden: Tensor, targets: Tensor, candidates: Tensor, num_tries: int) -> Tensor:
-        """Jean et al. 2015: logits less the log of how often a word is expected among the candidates.
-
-        A candidate that is the target of a position is no negative for it ("accidental hit").
+        Over the whole vocabulary; or, given `candidates` (distinct ids, int64 [S]) that took `num_tries` draws, over
+        those (Jean et al. 2015): logits less the log of how often a word is expected among the candidates, and a
+        candidate that is the target of a position is no negative for it ("accidental hit").
         """
         wide = _wide(hidden.dtype)
         real = targets >= 0
         targets = targets.clamp(min=0)
-        negative = F.linear(hidden, *self._rows(candidates)).to(wide) - self._log_expected(candidates, num_tries).to(
-            wide
-        )
-        # not -inf, whose gradient is not a number where every candidate is a hit
-        negative = negative.masked_fill(targets[:, None] == candidates, torch.finfo(wide).min)
-        rows, biases = self._rows(targets)
-        positive = (hidden.to(wide) * rows.to(wide)).sum(dim=1) + biases.to(wide)
-        positive = positive - self._log_expected(targets, num_tries).to(wide)
-        losses: Tensor = torch.logaddexp(positive, negative.logsumexp(dim=1)) - positive
+        if candidates is None:
+            rows, biases = self._rows(targets, wide)
+            at_target = (hidden.to(wide) * rows).sum(dim=1) + biases
+            return (_logsumexp(hidden, self.weight, self.bias, None) - at_target) * real
+        candidates = candidates.sort().values
+        place = torch.searchsorted(candidates, targets).clamp(max=len(candidates) - 1)
+        hit = torch.where(candidates[place] == targets, place, -1)
+        ids = torch.cat([candidates, targets])  # one lookup, since its gradient is as large as the vocabulary
+        rows, biases = self._rows(ids, wide)
+        biases = biases - self._log_expected(ids, num_tries).to(wide)
+        sizes = [len(candidates), len(targets)]
+        (negatives, rows), (offsets, biases) = torch.split(rows, sizes), torch.split(biases, sizes)
+        at_target = (hidden.to(wide) * rows).sum(dim=1) + biases
+        losses: Tensor = torch.logaddexp(at_target, _logsumexp(hidden, negatives, offsets, hit)) - at_target
         return losses * real
 
-    def _rows(self, ids: Tensor) -> tuple[Tensor, Tensor]:
-        """Weights [ids, P] and biases [ids] of words; looked up, since the gradient of indexing is not repeatable."""
-        return F.embedding(ids, self.weight), F.embedding(ids, self.bias[:, None]).squeeze(1)
+    def _rows(self, ids: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        """Weights [ids, P] and biases [ids] of words; looked up, since the gradient of indexing is not repeatable.
+
+        Of bfloat16 parameters in float32: the gradients of a word that occurs often are added up.
+        """
+        weight, bias = self.weight.to(dtype), self.bias.to(dtype)
+        return F.embedding(ids, weight), F.embedding(ids, bias[:, None]).squeeze(1)
 
     def _log_expected(self, ids: Tensor, num_tries: int) -> Tensor:
         """log E[id is drawn] in `num_tries` log-uniform draws: P(id) = log((id + 2) / (id + 1)) / log(V + 1)."""
@@ -76,44 +75,54 @@ class Softmax(nn.Module):
         return (-torch.expm1(num_tries * torch.log1p(-probability))).log()
 
 
-class _FullLosses(torch.autograd.Function):
-    """-log softmax at the targets, of logits that are there a block at a time only, and twice: forward and backward.
+def _logsumexp(hidden: Tensor, weight: Tensor, bias: Tensor, left_out: Tensor | None) -> Tensor:
+    """`_LogSumExp`, whose products have autocast's precision."""
+    kind = hidden.device.type
+    dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else hidden.dtype
+    sums: Tensor = _LogSumExp.apply(hidden, weight, bias, left_out, dtype)  # type: ignore[no-untyped-call]
+    return sums
 
-    Logits are products in `dtype`; all that follows is in float32 (float64 for float64), sums over blocks included.
+
+class _LogSumExp(torch.autograd.Function):
+    """log Σ exp(logit) of each position, of logits that are there a block at a time only, and twice: forward, backward.
+
+    hidden [N, P], weight [W, P], bias [W] -> [N]. Word `left_out[n]` is not among position n's; none is where that is
+    negative. Logits are products in `dtype`; all that follows is in float32 (float64 for float64), sums over blocks
+    included.
     """
 
     @staticmethod
-    def forward(ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor, targets: Tensor, dtype: torch.dtype) -> Tensor:
+    def forward(
+        ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor, left_out: Tensor | None, dtype: torch.dtype
+    ) -> Tensor:
         wide = _wide(dtype)
         with torch.autocast(hidden.device.type, enabled=False):
-            peak = torch.full(targets.shape, -torch.inf, dtype=wide, device=hidden.device)
+            peak = torch.full(hidden.shape[:1], -torch.inf, dtype=wide, device=hidden.device)
             total = torch.zeros_like(peak)  # of exp(logit - peak)
-            at_target = torch.zeros_like(peak)
             for rows, columns in _blocks(hidden, weight):
                 logits = _logits(hidden[rows], weight[columns], bias[columns], dtype)
-                place, inside = _place(targets[rows], columns)
-                at_target[rows] += logits.gather(1, place)[:, 0] * inside
+                if left_out is not None:
+                    # not -inf, from which nothing can be subtracted where all are left out
+                    _put(logits, left_out[rows], columns, torch.finfo(wide).min)
                 higher = torch.maximum(peak[rows], logits.amax(dim=1))
                 logits.sub_(higher[:, None]).exp_()
                 total[rows] = total[rows] * (peak[rows] - higher).exp() + logits.sum(dim=1)
                 peak[rows] = higher
-            normaliser = peak + total.log()
-            ctx.save_for_backward(hidden, weight, bias, targets, normaliser)
+            sums = peak + total.log()
+            ctx.save_for_backward(hidden, weight, bias, left_out, sums)
             ctx.dtype = dtype
-            return (normaliser - at_target) * (targets >= 0)
+            return sums
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, Tensor, None, None]:
-        hidden, weight, bias, targets, normaliser = ctx.saved_tensors
-        gradient = gradient * (targets >= 0)
-        of_hidden, of_weight, of_bias = (torch.zeros_like(x, dtype=normaliser.dtype) for x in (hidden, weight, bias))
+        hidden, weight, bias, left_out, sums = ctx.saved_tensors
+        of_hidden, of_weight, of_bias = (torch.zeros_like(x, dtype=sums.dtype) for x in (hidden, weight, bias))
         for rows, columns in _blocks(hidden, weight):
             slope = _logits(hidden[rows], weight[columns], bias[columns], ctx.dtype)
-            slope.sub_(normaliser[rows, None]).exp_().mul_(gradient[rows, None])
-            place, inside = _place(targets[rows], columns)
-            # one place a row: not scatter_add_, whose order is not fixed on CUDA
-            slope.scatter_(1, place, slope.gather(1, place) - (gradient[rows] * inside)[:, None])
+            slope.sub_(sums[rows, None]).exp_().mul_(gradient[rows, None])
+            if left_out is not None:
+                _put(slope, left_out[rows], columns, 0.0)
             of_bias[columns] += slope.sum(dim=0)
             slope = slope.to(ctx.dtype)
             _add_product(of_hidden[rows], slope, weight[columns])
@@ -132,13 +141,18 @@ def _blocks(hidden: Tensor, weight: Tensor) -> Iterator[tuple[slice, slice]]:
 
 
 def _logits(hidden: Tensor, weight: Tensor, bias: Tensor, dtype: torch.dtype) -> Tensor:
-    return F.linear(hidden.to(dtype), weight.to(dtype), bias.to(dtype)).to(_wide(dtype))
+    """[rows, columns], the product in `dtype`."""
+    if bias.dtype == dtype:
+        return torch.addmm(bias, hidden.to(dtype), weight.to(dtype).T).to(_wide(dtype))
+    return (hidden.to(dtype) @ weight.to(dtype).T).to(_wide(dtype)).add_(bias)
 
 
-def _place(targets: Tensor, columns: slice) -> tuple[Tensor, Tensor]:
-    """Each target's column in a block, [rows, 1], and whether it is in the block at all, [rows]."""
-    inside = (targets >= columns.start) & (targets < columns.stop)
-    return torch.where(inside, targets - columns.start, 0)[:, None], inside
+def _put(block: Tensor, words: Tensor, columns: slice, value: float) -> None:
+    """Writes `value` where a row's word is, in the rows whose word is in the block."""
+    inside = (words >= columns.start) & (words < columns.stop)
+    place = torch.where(inside, words - columns.start, 0)[:, None]
+    # one place a row: scatter_ is repeatable, which writing through a list of places is not on CUDA
+    block.scatter_(1, place, block.gather(1, place).masked_fill_(inside[:, None], value))
 
 
 def _add_product(total: Tensor, left: Tensor, right: Tensor) -> None:
