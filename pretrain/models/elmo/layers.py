@@ -10,7 +10,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pretrain.config.models import ElmoConfig
-from pretrain.models.elmo.tokens import NUM_CHARACTERS
+from pretrain.models.elmo.tokens import NUM_CHARACTERS, WORD_PADDING
+
+WORDS_AT_ONCE = 256
+"""On CPU, words of similar length that are convolved together."""
 
 
 class CharacterConvolution(nn.Module):
@@ -78,15 +81,38 @@ class TokenEncoder(nn.Module):
     def __init__(self, config: ElmoConfig) -> None:
         super().__init__()
         size, width = config.character_embedding_size, sum(number for _, number in config.filters)
+        self._widest_filter = max(width for width, _ in config.filters)
         self.characters = CharacterEmbedding(size)
         self.convolutions = nn.ModuleList(CharacterConvolution(size, *f, config.activation) for f in config.filters)
         self.highways = nn.ModuleList(Highway(width) for _ in range(config.num_highways))
         self.projection = Affine(width, config.projection_size)
 
     def forward(self, characters: Tensor) -> Tensor:
-        embedded = self.characters(characters)
-        words = torch.cat([convolution(embedded) for convolution in self.convolutions], dim=1)
+        if characters.device.type == "cpu" and len(characters) > WORDS_AT_ONCE:
+            words = self._convolve_by_length(characters)
+        else:
+            words = self._convolve(characters)
         for highway in self.highways:
             words = highway(words)
         projected: Tensor = self.projection(words)
         return projected
+
+    def _convolve(self, characters: Tensor) -> Tensor:
+        embedded = self.characters(characters)
+        return torch.cat([convolution(embedded) for convolution in self.convolutions], dim=1)
+
+    def _convolve_by_length(self, characters: Tensor) -> Tensor:
+        """The same, of words of similar length together, each group without the padding that changes no maximum.
+
+        Behind a word all windows of a filter are equal, so one is enough. Not on CUDA, where shapes should not depend
+        on the words and nothing may wait for them.
+        """
+        length = characters.shape[1]
+        places = torch.arange(1, length + 1).where(characters != WORD_PADDING, 0)
+        needed = (places.amax(dim=1) + self._widest_filter).clamp(max=length)
+        order = needed.argsort(stable=True)
+        groups = [
+            self._convolve(characters[rows, : int(needed[rows[-1]])]) for rows in torch.split(order, WORDS_AT_ONCE)
+        ]
+        # looked up, since the gradient of indexing is slow
+        return F.embedding(order.argsort(), torch.cat(groups))

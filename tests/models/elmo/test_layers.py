@@ -9,9 +9,11 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from pretrain.config.models import ElmoConfig
+from pretrain.models.elmo import layers
 from pretrain.models.elmo.layers import TokenEncoder
 from pretrain.models.elmo.recurrence import LstmStack
 from pretrain.models.elmo.softmax import Softmax
+from pretrain.models.elmo.tokens import character_ids
 
 Floats = NDArray[np.float64]
 
@@ -59,3 +61,19 @@ def test_initial_values(activation: str) -> None:
     assert softmax.weight.std() == pytest.approx(1 / 8, rel=0.05)
     biases = (highway.transform.bias, encoder.projection.bias, layer.bias, softmax.bias, encoder.convolutions[0].bias)
     assert all((bias == 0).all() for bias in biases)
+
+
+def test_words_by_length_are_words_together(config: ElmoConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Values and gradients, of words of all lengths in any order, the longest filling every column."""
+    torch.manual_seed(9)
+    encoder = TokenEncoder(config.model_copy(update={"filters": ((1, 4), (3, 4), (7, 3))})).double()
+    words = ["a" * length for length in torch.randint(0, 60, (40,)).tolist()] + ["<S>", "é" * 30]
+    characters = torch.from_numpy(character_ids(words, 50).astype(np.int64))
+    results = []
+    for at_once in (10**6, 41, 16, 1):
+        monkeypatch.setattr(layers, "WORDS_AT_ONCE", at_once)
+        vectors = encoder(characters)
+        results.append((vectors, *torch.autograd.grad(vectors.square().sum(), tuple(encoder.parameters()))))
+    for other in results[1:]:
+        for ours, expected in zip(other, results[0], strict=True):
+            torch.testing.assert_close(ours, expected, rtol=1e-10, atol=1e-10)
