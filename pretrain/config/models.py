@@ -3,7 +3,7 @@
 Every number a plan needs before torch is imported (parameters, FLOPs) is a method here.
 """
 
-from typing import Annotated, Literal, Self
+from typing import Annotated, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -65,6 +65,9 @@ class WordPieceConfig(Section):
 
 class ElmoConfig(Section):
     """ELMo: character CNN, forward and backward LSTM with projections (Peters et al. 2018)."""
+
+    decays_weights: ClassVar[bool] = False
+    """The original decays nothing."""
 
     kind: Literal["elmo"] = "elmo"
     initialize_from: PathOption | None = None
@@ -157,6 +160,9 @@ class ElmoConfig(Section):
 
 class BertConfig(Section):
     """BERT: Transformer encoder with masked-LM and next-sentence heads (Devlin et al. 2018)."""
+
+    decays_weights: ClassVar[bool] = True
+    """All but biases and LayerNorm."""
 
     kind: Literal["bert"] = "bert"
     initialize_from: PathOption | None = None

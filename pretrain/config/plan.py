@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pretrain.config.models import WordsConfig
 from pretrain.config.run import RunConfig
 
-BYTES_PER_PARAMETER = {"adamw": 8, "adagrad": 4}
+BYTES_PER_PARAMETER = {"adamw": 8, "lamb": 8, "adagrad": 4}
 """Float32 optimizer states."""
 
 

@@ -65,6 +65,10 @@ class RunConfig(Section):
             problems.append("name is prepared, the folder of prepared corpora: choose another")
         if not isinstance(self.tokenizer, TOKENIZER_OF[self.model.kind]):
             problems.append(f"tokenizer.kind is {self.tokenizer.kind}, which model.kind {self.model.kind} cannot read")
+        if self.optimizer.kind == "lamb" and not self.model.decays_weights:
+            problems.append(
+                f"optimizer.kind is lamb, which scales what is decayed, and model.kind {self.model.kind} decays nothing"
+            )
         size, lanes, micro_size = self.batch.global_size, self.data.lanes, self.batch.micro_size
         if size % lanes:
             problems.append(f"batch.global_size ({size}) is not a multiple of data.lanes ({lanes})")

@@ -1,8 +1,9 @@
 """How a run is optimised, saved, watched and spread over ranks."""
 
-from typing import Annotated, Literal
+import math
+from typing import Annotated, Literal, Self
 
-from pydantic import Discriminator, Field, Tag
+from pydantic import Discriminator, Field, Tag, model_validator
 
 from pretrain.config.base import Section
 
@@ -18,10 +19,9 @@ class BatchConfig(Section):
     """Examples per rank per forward and backward pass."""
 
 
-class AdamWConfig(Section):
-    """AdamW with bias correction; no decay on biases and LayerNorm."""
+class AnyAdamConfig(Section):
+    """What AdamW and LAMB have in common."""
 
-    kind: Literal["adamw"] = "adamw"
     peak_learning_rate: Annotated[float, Field(gt=0)]
     """Learning rate after the warm-up."""
     beta1: Annotated[float, Field(ge=0, lt=1)] = 0.9
@@ -29,11 +29,40 @@ class AdamWConfig(Section):
     beta2: Annotated[float, Field(ge=0, lt=1)] = 0.999
     """Decay of the squared gradient's running mean."""
     epsilon: Annotated[float, Field(gt=0)] = 1e-6
-    """Added to the denominator."""
+    """Added to the denominator, outside its root."""
+    bias_correction: bool = True
+    """Whether the running means, which start at zero, are scaled up in the first steps; the original BERT's are not."""
     weight_decay: Annotated[float, Field(ge=0)] = 0.01
     """Decoupled weight decay, times the learning rate."""
     clip_norm: Annotated[float, Field(ge=0)] = 1.0
     """Largest global gradient norm; 0 means no clipping."""
+
+
+class AdamWConfig(AnyAdamConfig):
+    """AdamW; no decay on biases and LayerNorm."""
+
+    kind: Literal["adamw"] = "adamw"
+
+
+class LambConfig(AnyAdamConfig):
+    """LAMB (You et al. 2020), for very large batches: AdamW's update of each matrix, times its trust ratio.
+
+    The trust ratio is the norm of the weights over the norm of their update, decay included; 1 where either is 0.
+    Biases and LayerNorm are left out: neither decay nor ratio.
+    """
+
+    kind: Literal["lamb"]
+    min_trust_ratio: Annotated[float, Field(ge=0)] = 0.0
+    """Smaller trust ratios are raised to this."""
+    max_trust_ratio: Annotated[float, Field(gt=0)] | None = None
+    """Larger trust ratios are lowered to this; `null` means no bound."""
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        least, most = self.min_trust_ratio, self.max_trust_ratio
+        if most is not None and least > most:
+            raise ValueError(f"min_trust_ratio ({least}) is more than max_trust_ratio ({most})")
+        return self
 
 
 class AdagradConfig(Section):
@@ -48,7 +77,7 @@ class AdagradConfig(Section):
     """Largest global gradient norm; 0 means no clipping."""
 
 
-OptimizerConfig = Annotated[AdamWConfig | AdagradConfig, Field(discriminator="kind")]
+OptimizerConfig = Annotated[AdamWConfig | LambConfig | AdagradConfig, Field(discriminator="kind")]
 
 
 class ScheduleConfig(Section):
@@ -58,8 +87,26 @@ class ScheduleConfig(Section):
     """Optimizer steps of the whole run."""
     warmup_steps: Annotated[int, Field(ge=0)] = 0
     """Steps of linear warm-up; a total shorter than this ends in the ramp."""
-    decay: Literal["constant", "linear"] = "linear"
-    """After the warm-up: the peak for ever, or linearly to zero at the last step."""
+    decay: Literal["constant", "linear", "polynomial", "cosine", "trapezoid"] = "linear"
+    """After the warm-up: the peak for ever; or down to zero at the last step, along a line, a power or half a cosine;
+    or the peak, and a line to zero over the last share of the steps."""
+    power: Annotated[float, Field(gt=0)] | None = None
+    """Polynomial only: the power of the share of the decay that is left; 1 is linear."""
+    decay_share: Annotated[float, Field(gt=0, le=1)] | None = None
+    """Trapezoid only: the share of all steps in which the rate falls, but never before the warm-up's end."""
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        problems = []
+        for name, owner in {"power": "polynomial", "decay_share": "trapezoid"}.items():
+            value = getattr(self, name)
+            if self.decay == owner and value is None:
+                problems.append(f"decay is {owner}, which needs {name}")
+            elif self.decay != owner and value is not None:
+                problems.append(f"{name} is {value}, which decay {self.decay} does not have: only {owner} does")
+        if problems:
+            raise ValueError("\n".join(problems))
+        return self
 
     def factor(self, step: int) -> float:
         """What the peak learning rate is multiplied by in step `step` (the first is 0)."""
@@ -69,7 +116,13 @@ class ScheduleConfig(Section):
             return 1.0
         if step >= self.total_steps:
             return 0.0
-        return (self.total_steps - step) / (self.total_steps - self.warmup_steps)
+        decaying: float = self.total_steps - self.warmup_steps
+        if self.decay_share is not None:
+            decaying = min(decaying, self.decay_share * self.total_steps)
+        left = min(1.0, (self.total_steps - step) / decaying)
+        if self.decay == "cosine":
+            return (1 - math.cos(math.pi * left)) / 2
+        return left if self.power is None else left**self.power
 
 
 class CheckpointConfig(Section):

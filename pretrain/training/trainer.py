@@ -32,6 +32,7 @@ from pretrain.runtime.run_folder import RunFolder
 from pretrain.training import checkpoint
 from pretrain.training.callbacks import Measure, StepEnd, held_out_step, rank_lanes
 from pretrain.training.module import Pretraining
+from pretrain.training.optimizer import share_out
 from pretrain.training.strategy import build_strategy
 from pretrain.training.trained import held_out_batches, load_tokenizer
 
@@ -144,7 +145,10 @@ def held_out_measure(config: RunConfig, tokenizer: Tokenizer, sources: list[Prep
 
 
 class Restore(Callback):
-    """Puts a checkpoint in place once the strategy holds the model, and takes over two of Lightning's habits."""
+    """What is done once the strategy holds the model: a checkpoint is put in place, and the optimizer told its shares.
+
+    Two of Lightning's habits are taken over as well.
+    """
 
     def __init__(self, path: Path | None, config: RunConfig) -> None:
         self._path = path
@@ -156,8 +160,10 @@ class Restore(Callback):
         # one rank got it. A SIGTERM ends a rank, the launcher ends the others, and the last checkpoint counts.
         trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor = lambda: None  # type: ignore[method-assign]
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        stage = self._config.sharding.zero_stage
+        if stage > 0:
+            share_out(trainer.optimizers[0], stage)
         if self._path is not None:
-            stage = self._config.sharding.zero_stage
             checkpoint.restore(
                 self._path, module.model, trainer.optimizers[0], self._config.optimizer, zero_stage=stage
             )

@@ -128,6 +128,19 @@ def test_contradictions_are_told_one_a_line() -> None:
     ]
 
 
+def test_contradictions_of_lamb() -> None:
+    """It scales what is decayed, and its bounds have an order."""
+    lamb = "optimizer={kind: lamb, peak_learning_rate: 1e-3, min_trust_ratio: 2, max_trust_ratio: 1}"
+    assert problems(lamb, path=BERT) == ["optimizer: min_trust_ratio (2.0) is more than max_trust_ratio (1.0)"]
+    assert problems("optimizer={kind: lamb, peak_learning_rate: 1e-3}") == [
+        "optimizer.kind is lamb, which scales what is decayed, and model.kind elmo decays nothing"
+    ]
+    assert problems("optimizer={kind: adamw, peak_learning_rate: 1, max_trust_ratio: 1}", path=BERT) == [
+        "optimizer.max_trust_ratio: no such option"
+    ]
+    assert problems("optimizer.bias_correction=false") == ["optimizer.bias_correction: no such option"]
+
+
 def test_mistaken_overrides_are_told_together() -> None:
     lines = problems("seed", "=3", "seed.x=1", "seed={")
     assert lines[:3] == [

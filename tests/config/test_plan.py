@@ -8,7 +8,6 @@ import torch
 from pretrain.config.load import load_config
 from pretrain.config.models import ElmoConfig
 from pretrain.config.plan import plan_run
-from pretrain.config.training import ScheduleConfig
 from pretrain.models import FAMILIES, get_family
 from tests.runs import REPOSITORY
 
@@ -116,23 +115,3 @@ def test_what_decides_a_run_and_what_does_not() -> None:
         "model.dropout",
         "batch.global_size",
     }
-
-
-def test_the_linear_schedule() -> None:
-    schedule = ScheduleConfig(total_steps=10, warmup_steps=4)
-    factors = [schedule.factor(step) for step in range(10)]
-    assert factors[:4] == [0.25, 0.5, 0.75, 1.0]
-    assert factors[4:] == [1.0, *(pytest.approx(n / 6) for n in (5, 4, 3, 2, 1))]
-    assert schedule.factor(10) == schedule.factor(99) == 0.0
-
-
-def test_a_constant_schedule_stays_at_its_peak() -> None:
-    schedule = ScheduleConfig(total_steps=10, warmup_steps=2, decay="constant")
-    assert [schedule.factor(step) for step in (0, 1, 2, 50)] == [0.5, 1.0, 1.0, 1.0]
-
-
-def test_a_total_shorter_than_the_warm_up_ends_in_the_ramp() -> None:
-    schedule = ScheduleConfig(total_steps=3, warmup_steps=10)
-    assert [schedule.factor(step) for step in range(3)] == [0.1, 0.2, 0.3]
-    assert ScheduleConfig(total_steps=3, warmup_steps=3).factor(3) == 0.0
-    assert schedule.factor(12) == 0.0

@@ -28,14 +28,30 @@ def digests(config: RunConfig) -> list[str]:
     return [line["data_digest"] for line in metrics(config)]
 
 
-@pytest.mark.parametrize("family", ["elmo", "bert"])
-def test_a_resumed_run_is_bitwise_the_same(family: str, corpus: Path, tmp_path: Path) -> None:
-    """With dropout, ZeRO 2 and 3, on two ranks."""
+LAMB = "optimizer={kind: lamb, peak_learning_rate: 0.01, clip_norm: 0.5}"
+PLAIN_ADAMW = "optimizer={kind: adamw, peak_learning_rate: 1e-3, bias_correction: false}"
+
+
+@pytest.mark.parametrize(
+    ("family", "optimizer", "stages"),
+    [
+        ("elmo", None, (2, 3)),
+        ("bert", None, (2, 3)),
+        ("bert", LAMB, (3,)),
+        pytest.param("bert", LAMB, (0, 1, 2), marks=pytest.mark.slow),
+        pytest.param("bert", PLAIN_ADAMW, (1, 3), marks=pytest.mark.slow),
+    ],
+)
+def test_a_resumed_run_is_bitwise_the_same(
+    family: str, optimizer: str | None, stages: tuple[int, ...], corpus: Path, tmp_path: Path
+) -> None:
+    """With dropout, on two ranks."""
     starts = []
     pairs = []
-    for stage in (2, 3):
+    how = [] if optimizer is None else [optimizer]
+    for stage in stages:
         whole, halves = (
-            tiny_config(family, corpus, tmp_path, f"name={name}-{stage}", f"sharding.zero_stage={stage}")
+            tiny_config(family, corpus, tmp_path, f"name={name}-{stage}", f"sharding.zero_stage={stage}", *how)
             for name in ("whole", "halves")
         )
         assert whole.model.dropout > 0
@@ -51,10 +67,19 @@ def test_a_resumed_run_is_bitwise_the_same(family: str, corpus: Path, tmp_path: 
         assert all(torch.equal(weights[name], expected[name]) for name in expected)
 
 
-@pytest.mark.parametrize("family", ["elmo", "bert"])
-def test_a_run_goes_on_with_other_ranks_stages_and_workers(family: str, corpus: Path, tmp_path: Path) -> None:
+ADAGRAD = "optimizer={kind: adagrad, peak_learning_rate: 0.05, clip_norm: 0.5}"
+COARSE_LAMB = "optimizer={kind: lamb, peak_learning_rate: 0.01, epsilon: 1e-3, clip_norm: 0.5}"
+
+
+@pytest.mark.parametrize(
+    ("family", "optimizer"),
+    [("elmo", ADAGRAD), ("bert", ADAGRAD), pytest.param("bert", COARSE_LAMB, marks=pytest.mark.slow)],
+)
+def test_a_run_goes_on_with_other_ranks_stages_and_workers(
+    family: str, optimizer: str, corpus: Path, tmp_path: Path
+) -> None:
     """10 steps on two ranks, then 10 on one, and the other way round; equal to rounding without dropout."""
-    same = ["model.dropout=0", "optimizer={kind: adagrad, peak_learning_rate: 0.05, clip_norm: 0.5}"]
+    same = ["model.dropout=0", optimizer]
     two = ["sharding.ranks=2", "sharding.zero_stage=2", "batch.micro_size=8"]
     one = ["sharding.ranks=1", "sharding.zero_stage=0", "batch.micro_size=16", "data.workers=2"]
     three = ["sharding.ranks=2", "sharding.zero_stage=3", "batch.micro_size=16", "data.workers=1"]

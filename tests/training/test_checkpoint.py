@@ -9,13 +9,18 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from pretrain.config.training import AdagradConfig, AdamWConfig, OptimizerConfig
+from pretrain.config.training import AdagradConfig, AdamWConfig, LambConfig, OptimizerConfig
 from pretrain.errors import CheckpointError
 from pretrain.training import checkpoint
 from pretrain.training.optimizer import build_optimizer
 
 ADAMW = AdamWConfig(peak_learning_rate=0.1)
-CONFIGS = [ADAMW, AdagradConfig(kind="adagrad", peak_learning_rate=0.1)]
+CONFIGS = {
+    "adamw": ADAMW,
+    "adamw-uncorrected": AdamWConfig(peak_learning_rate=0.1, bias_correction=False),
+    "lamb": LambConfig(kind="lamb", peak_learning_rate=0.1),
+    "adagrad": AdagradConfig(kind="adagrad", peak_learning_rate=0.1),
+}
 
 
 def some_state(step: int, best: float | None = None) -> checkpoint.State:
@@ -35,7 +40,7 @@ def update(model: nn.Module, optimizer: torch.optim.Optimizer, steps: int) -> No
         optimizer.step()
 
 
-@pytest.mark.parametrize("config", CONFIGS, ids=lambda config: str(config.kind))
+@pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS.keys())
 def test_round_trip(config: OptimizerConfig, tmp_path: Path) -> None:
     """Another model and optimizer, restored, go on as the saved ones do; bitwise."""
 

@@ -18,10 +18,17 @@ from pretrain.train import train
 from pretrain.training.module import Pretraining
 from pretrain.training.trained import load_tokenizer
 from tests.runs import final_weights, metrics, tiny_config
+from tests.training.formulas import clipped, formula
 
 FAMILIES = ("elmo", "bert")
 ONE = ["sharding.ranks=1", "sharding.zero_stage=0", "model.dropout=0"]
-ADAGRAD = "optimizer={kind: adagrad, peak_learning_rate: 0.05, clip_norm: 0}"
+OPTIMIZERS = {
+    "adagrad": "optimizer={kind: adagrad, peak_learning_rate: 0.05, clip_norm: 0}",
+    # With an epsilon like the gradients, and clipped, they are not blind to the gradient's scale.
+    "adamw": "optimizer={kind: adamw, peak_learning_rate: 0.05, epsilon: 0.1, weight_decay: 0.1, clip_norm: 0.5, "
+    "bias_correction: false}",
+    "lamb": "optimizer={kind: lamb, peak_learning_rate: 0.05, epsilon: 0.1, weight_decay: 0.1, clip_norm: 0.5}",
+}
 
 
 def prepared(config: RunConfig) -> Store:
@@ -64,10 +71,11 @@ class Expected:
 
     losses: list[float]
     weights: dict[str, Tensor]
+    norms: list[float]
 
 
 def plain_loop(config: RunConfig, steps: int) -> Expected:
-    """Adagrad over whole steps in plain torch; candidates are drawn by the run's own key."""
+    """Whole steps in plain torch, updates by float64 formulas; candidates are drawn by the run's own key."""
     store, family = prepared(config), get_family(config.model.kind)
     manifest = store.read_manifest()
     assert manifest is not None
@@ -78,10 +86,11 @@ def plain_loop(config: RunConfig, steps: int) -> Expected:
     shares = read_shares(reader, range(lanes), config.rows_per_lane, [(0, 0)] * lanes)
     objective = family.build_objective(config.model, tokenizer)
     model = Pretraining(config, tokenizer).model.train()
-    sums = {name: torch.full_like(p, config.optimizer.initial_accumulator) for name, p in model.named_parameters()}
+    names = [name for name, _ in model.named_parameters()]
+    updates = {name: formula(config.optimizer, exempt=family.no_decay(name)) for name in names}
     scale = {"elmo": config.model.tokens_per_example, "bert": 1}[config.model.kind]
     carried: Tensor | None = None
-    losses = []
+    losses, norms = [], []
     for step in range(steps):
         seed = seed_of(config.seed, "objective", step)
         terms, carried = objective(model, maker.collate(next(shares).arrays), carried, seed=seed)
@@ -89,21 +98,30 @@ def plain_loop(config: RunConfig, steps: int) -> Expected:
         loss = torch.stack([term.weight * term.total / term.count for term in terms.values()]).sum()
         model.zero_grad()
         (loss * scale).backward()
-        for name, p in model.named_parameters():
-            sums[name] += p.grad**2
-            p.data -= config.optimizer.peak_learning_rate * config.schedule.factor(step) * p.grad / sums[name].sqrt()
+        rate = config.optimizer.peak_learning_rate * config.schedule.factor(step)
+        found = {name: p.grad.double().numpy() for name, p in model.named_parameters()}
+        for name, gradient in clipped(found, config.optimizer.clip_norm).items():
+            p = model.get_parameter(name).data
+            p.copy_(torch.from_numpy(updates[name](p.double().numpy(), gradient, rate)))
         losses.append(loss.item())
-    return Expected(losses, {name: p.detach() for name, p in model.named_parameters()})
+        norms.append(float(sum((gradient**2).sum() for gradient in found.values()) ** 0.5))
+    return Expected(losses, {name: p.detach() for name, p in model.named_parameters()}, norms)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
-def test_a_run_is_a_plain_loop(family: str, corpus: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("family", "optimizer"), [("elmo", "adagrad"), ("bert", "adagrad"), ("bert", "adamw"), ("bert", "lamb")]
+)
+def test_a_run_is_a_plain_loop(family: str, optimizer: str, corpus: Path, tmp_path: Path) -> None:
     """The loss is sum ÷ global count, and the update has its scale, in one micro-batch and in four."""
     for micro_size in (32, 8):
-        more = [*ONE, ADAGRAD, f"batch.micro_size={micro_size}", f"name=micro-{micro_size}"]
+        more = [*ONE, OPTIMIZERS[optimizer], f"batch.micro_size={micro_size}", f"name=micro-{micro_size}"]
         config = tiny_config(family, corpus, tmp_path, *more)
         train(config, stop_after=3)
         expected = plain_loop(config, 3)
         torch.testing.assert_close([line["loss"] for line in metrics(config)], expected.losses, rtol=1e-6, atol=1e-6)
+        torch.testing.assert_close(
+            [line["gradient_norm"] for line in metrics(config)], expected.norms, rtol=1e-5, atol=0
+        )
+        assert config.optimizer.clip_norm == 0 or max(expected.norms) > 1.5 * config.optimizer.clip_norm
         for name, value in final_weights(config).items():
             torch.testing.assert_close(value, expected.weights[name], rtol=1e-5, atol=1e-6)
