@@ -1,6 +1,7 @@
 """Contextual vectors of text, from a model folder of either family."""
 
 import logging
+import numbers
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -167,7 +168,7 @@ class Embedder:
             arrays = torch.stack([vectors.layers[layer] for layer in chosen], dim=1).cpu().numpy()
             for row, array in zip(rows, arrays, strict=True):
                 every = _pool(array[:, : len(pieces[row].tokens)], pieces[row], output)
-                pooled[row] = every[0] if isinstance(layers, int) else every
+                pooled[row] = every[0] if _is_number(layers) else every
             if progress is not None:
                 progress.update(len(rows))
         return [pooled[row] for row in range(len(pieces))]
@@ -176,16 +177,16 @@ class Embedder:
         """The layers meant, counted from 0; raises ValueError for one that the model has not."""
         if isinstance(layers, str) and layers == "all":
             return list(range(self.num_layers))
-        numbers = [layers] if isinstance(layers, int) else layers
-        if isinstance(numbers, str) or not len(numbers):
+        chosen: Any = [layers] if _is_number(layers) else layers
+        if isinstance(chosen, str | bool) or not len(chosen) or not all(map(_is_number, chosen)):
             raise ValueError(f"layers is {layers!r}, not a number, a list of numbers or 'all'")
-        for number in numbers:
+        for number in chosen:
             if not -self.num_layers <= number < self.num_layers:
                 raise ValueError(
                     f"layer {number} does not exist: the model has {self.num_layers} layers, "
                     f"0 to {self.num_layers - 1} or -{self.num_layers} to -1"
                 )
-        return [number % self.num_layers for number in numbers]
+        return [int(number) % self.num_layers for number in chosen]
 
     def _batches(
         self, pieces: Sequence[Pieces], batch_size: int, stateful: bool
@@ -219,6 +220,11 @@ def warn_of_words_without_piece(count: int, words: int) -> None:
     """Says, where there were any, how many words got zero vectors."""
     if count:
         log.warning("%d of %d words have no piece, as control characters have none: their vectors are 0", count, words)
+
+
+def _is_number(layers: object) -> bool:
+    """Whether it is one whole number, NumPy's included; true and false are none."""
+    return isinstance(layers, numbers.Integral) and not isinstance(layers, bool)
 
 
 def _pool(vectors: Vectors, pieces: Pieces, output: Output) -> Vectors:

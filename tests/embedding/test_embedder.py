@@ -33,6 +33,7 @@ def test_shapes(embedder: Embedder, sentences: list[str]) -> None:
         assert np.array_equal(one, every[-1])
         assert np.array_equal(embedder.encode(text, output, layers=[-1, 0]), every[[-1, 0]])
         assert np.array_equal(embedder.encode(text, output, layers=[1]), every[[1]])
+        assert np.array_equal(embedder.encode(text, output, layers=np.int64(-1)), every[-1])  # type: ignore[arg-type]
         assert np.array_equal(embedder.encode(text, output, layers=-layers), every[0])
 
 
@@ -137,6 +138,8 @@ def test_states_go_on_by_row(elmo: Embedder, sentences: list[str]) -> None:
         ("cat", {"layers": 9}, "layer 9 does not exist: the model has [34] layers"),
         ("cat", {"layers": [0, -9]}, "layer -9 does not exist"),
         ("cat", {"layers": "top"}, "layers is 'top', not a number"),
+        ("cat", {"layers": True}, "layers is True, not a number"),
+        ("cat", {"layers": [0, 1.5]}, r"layers is \[0, 1.5\], not a number"),
         ("cat", {"layers": []}, r"layers is \[\], not a number"),
         ("cat", {"batch_size": 0}, "batch_size is 0"),
         ([["the", "cat"]], {}, "text 0 is a list, not a string; .* need is_split_into_words=True"),
