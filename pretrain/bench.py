@@ -74,8 +74,7 @@ class Bench:
             f"{about['name']}: {about['parameters']:,} parameters, vocabulary {about['vocabulary_size']:,}, "
             f"{about['global_size']} examples per step, {about['precision']}",
             f"{about['device']}, {about['threads']} threads; matrix products, TFLOP/s: {peaks}",
-            f"{about['steps']} steps of each, in turn; rates are medians over steps, ratios of the peer's time to "
-            "ours",
+            f"{about['steps']} steps of each, in turn; rates are medians over steps, ratios of the peer's time to ours",
             "FLOPs are the model's own, also where a contestant saves some: their share of the peak may pass 100%",
             f"step, {self.step.flops_per_token:.3e} FLOPs per token:",
             *self.step.lines(memory),
@@ -122,7 +121,7 @@ def bench(config: RunConfig, steps: int) -> Bench:
         for one in contestants:
             timings[0].seconds.setdefault(one.name, []).append(one.train(step))
     for part, timing in zip(parts, timings[1:], strict=True):
-        measure_part(part, timing, contestants, batches[0], timed)
+        measure_part(part, timing, contestants, timed)
     about = {
         "name": config.name,
         "kind": config.model.kind,
@@ -225,17 +224,14 @@ class Contestant:
         return torch.autocast(self._device.type, torch.bfloat16, enabled=self._config.precision == "bf16-mixed")
 
 
-def measure_part(
-    part: Part, timing: Timing, contestants: Sequence[Contestant], warm_up: Step, steps: Sequence[Step]
-) -> None:
+def measure_part(part: Part, timing: Timing, contestants: Sequence[Contestant], steps: Sequence[Step]) -> None:
     """Times a part of each step, all micro-batches of it, by every contestant that has a way of its own."""
     some = [one for one in contestants if part.name in one.parts]
-    for number, step in enumerate((warm_up, *steps)):
+    for step in steps:
         inputs = [contestants[0].inputs(part, batch) for batch in step]
         for one in some:
             seconds = sum(one.run(one.parts[part.name], some_inputs) for some_inputs in inputs)
-            if number:
-                timing.seconds.setdefault(one.name, []).append(seconds)
+            timing.seconds.setdefault(one.name, []).append(seconds)
 
 
 def build_peers(config: RunConfig, model: nn.Module, tokenizer: Tokenizer) -> tuple[list[Peer | Absent], list[Part]]:

@@ -51,9 +51,8 @@ def test_the_original_recipe(name: str) -> None:
     assert (model.softmax, model.num_negatives, model.unroll_length, model.dropout) == ("sampled", 8192, 20, 0.1)
     assert (model.num_layers, model.cell_clip, model.projection_clip, model.skip_connections) == (2, 3, 3, True)
     assert (model.activation, model.character_embedding_size, model.max_characters) == ("relu", 16, 50)
-    assert config.batch.micro_size == 128 and config.precision == "32-true"
-    if name.startswith("original"):
-        assert config.batch.global_size == 3 * 128 and not config.rank_problems(3)
+    assert config.batch.global_size == 3 * 128 and config.precision == "32-true"
+    assert not config.rank_problems(1 if name in ("small", "medium") else 3)
 
 
 def test_every_problem_is_told_at_once_with_its_path_and_value() -> None:
