@@ -7,9 +7,9 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from pretrain.models.bert.examples import IGNORED
 from pretrain.models.bert.export import write
 from pretrain.models.bert.model import BertModel
+from pretrain.models.bert.sequences import IGNORED
 from pretrain.models.bert.tokens import WordPieceTokenizer
 from pretrain.models.family import Batch, ModelFolder, Tokenizer
 from pretrain.models.loss import LossTerm
