@@ -163,7 +163,7 @@ class BertConfig(Section):
     """Whether all pieces of a word are predicted, or none."""
     short_sequence_probability: Probability = 0.1
     """Share of documents whose pairs are shorter at random."""
-    packing: bool = False
+    packing: bool = True
     """Whether an example is a pack, a row of several sequences that do not see each other; or else it is a sequence."""
     pack_length: PositiveInt | None = None
     """Tokens of a pack; `null`: max_sequence_length, which pairs fill to 98%, or eight times as many for full

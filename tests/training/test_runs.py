@@ -190,3 +190,19 @@ def test_training_leaves_the_process_as_it_was(corpus: Path, tmp_path: Path) -> 
     train(config)
     assert {key for key in os.environ if "RANK" in key or "WORLD" in key} <= before.keys()
     assert not torch.distributed.is_initialized()
+
+
+def test_a_run_without_pairs(corpus: Path, tmp_path: Path) -> None:
+    """Full sentences in packs, whole words: one loss, and a model without the heads that nothing would train."""
+    more = ["model.next_sentence=false", "model.whole_word_masking=true", "batch={global_size: 8, micro_size: 4}"]
+    config = tiny_config("bert", corpus, tmp_path, *ONE, *more)
+    train(config, stop_after=3)
+    lines = metrics(config)
+    assert all(line["loss"] == line["mlm_loss"] and 0.6 < line["fill"] <= 1 for line in lines)
+    assert not {"nsp_loss", "nsp_random_share", "held_out_nsp_loss"} & lines[-1].keys()
+    assert lines[-1]["held_out_loss"] == lines[-1]["held_out_mlm_loss"]
+    folder = read_model(export(config.folder, tmp_path / "model"))
+    assert folder.config.next_sentence is False and folder.config.whole_word_masking is True
+    assert evaluate_run(folder, ensure_prepared(config, get_family("bert"))).loss == pytest.approx(
+        lines[-1]["held_out_loss"], rel=1e-5
+    )
