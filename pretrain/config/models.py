@@ -3,6 +3,7 @@
 Every number a plan needs before torch is imported (parameters, FLOPs) is a method here.
 """
 
+import math
 from typing import Annotated, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
@@ -187,10 +188,20 @@ class BertConfig(Section):
     """Learned positions: the longest sequence that the model can ever read, in tokens."""
     max_sequence_length: Annotated[int, Field(ge=8)] = 128
     """Tokens per training example, with [CLS] and both [SEP]."""
+    next_sentence: bool = True
+    """Whether sequences are pairs of segments, and the model learns whether the second follows the first; otherwise
+    they are full sentences one after the other, also across documents, and there is one loss (RoBERTa)."""
     mask_probability: Annotated[float, Field(gt=0, lt=1)] = 0.15
     """Share of a sequence's tokens that are predicted."""
+    whole_word_masking: bool = False
+    """Whether all pieces of a word are predicted, or none."""
     short_sequence_probability: Probability = 0.1
-    """Share of documents whose examples are shorter at random."""
+    """Share of documents whose pairs are shorter at random."""
+    packing: bool = True
+    """Whether an example is a pack, a row of several sequences that do not see each other; or else it is a sequence."""
+    pack_length: PositiveInt | None = None
+    """Tokens of a pack; `null`: max_sequence_length, which pairs fill to 98%, or eight times as many for full
+    sentences, which are all about as long."""
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -200,22 +211,37 @@ class BertConfig(Section):
         length, most = self.max_sequence_length, self.max_positions
         if length > most:
             problems.append(f"max_sequence_length ({length}) is more than max_positions ({most})")
+        if self.pack_length is not None and self.pack_length < length:
+            problems.append(f"pack_length ({self.pack_length}) is less than max_sequence_length ({length})")
         if problems:
             raise ValueError("\n".join(problems))
         return self
 
     @property
     def tokens_per_example(self) -> int:
-        """Most tokens of one example: a full sequence."""
-        return self.max_sequence_length
+        """Most tokens of one example: a full sequence, or a full pack."""
+        if not self.packing:
+            return self.max_sequence_length
+        return self.pack_length or self.max_sequence_length * (1 if self.next_sentence else 8)
+
+    @property
+    def sequences_per_pack(self) -> int:
+        """Most sequences of a pack: so many that only documents of very short ones ever need more."""
+        return -(-self.tokens_per_example // 16)
+
+    @property
+    def masked_per_pack(self) -> int:
+        """Most predicted tokens of a pack: a twentieth more than its share, since every sequence rounds its own."""
+        return math.ceil(1.05 * self.mask_probability * self.tokens_per_example)
 
     def parameters(self, vocabulary_size: int) -> int:
         """All trained parameters, heads included, the decoder tied to the word embeddings."""
         h, i = self.hidden_size, self.intermediate_size
         embeddings = (vocabulary_size + self.max_positions + 2) * h + 2 * h
         layer = 4 * (h * h + h) + (h * i + i) + (i * h + h) + 4 * h
-        heads = (h * h + h) + 2 * h + vocabulary_size + (h * h + h) + (2 * h + 2)
-        return embeddings + self.num_layers * layer + heads
+        masked_words = (h * h + h) + 2 * h + vocabulary_size
+        next_sentence = (h * h + h) + (2 * h + 2) if self.next_sentence else 0
+        return embeddings + self.num_layers * layer + masked_words + next_sentence
 
     def flops_per_token(self, vocabulary_size: int) -> float:
         """Training FLOPs per token: 6·N + 12·L·H·S + the head on masked rows only (bert.md §2.0)."""

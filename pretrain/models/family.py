@@ -69,7 +69,11 @@ class ExampleMaker(Protocol):
         """The examples of a block; `pad` (held-out text) keeps what does not fill the last ones, without a loss."""
 
     def counts(self, examples: Arrays) -> dict[str, int]:
-        """Predictions per loss term, and `tokens`: the real (unpadded) tokens."""
+        """Predictions per loss term, and `tokens`: the real (unpadded) tokens.
+
+        There may also be `places`: tokens and padding, and `<term>.<kind>`: how many of a term's predictions are of a
+        kind. Their shares are logged.
+        """
 
     def collate(self, examples: Arrays) -> Batch:
         """A micro-batch."""

@@ -74,6 +74,11 @@ class LossSums:
         self._counts: dict[str, Tensor] = {}
         self._kinds: dict[str, tuple[float, bool]] = {}
 
+    @property
+    def names(self) -> list[str]:
+        """The terms added so far."""
+        return list(self._totals)
+
     def add(self, terms: Mapping[str, LossTerm]) -> None:
         """Adds one micro-batch, without waiting for the device."""
         for name, term in terms.items():

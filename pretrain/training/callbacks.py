@@ -6,7 +6,7 @@ import os
 import secrets
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -91,8 +91,7 @@ class StepEnd(Callback):
 
     def _line(self, module: Pretraining, learning_rate: float, norm: float | None) -> dict[str, Any]:
         """The metrics since the last line; raises TrainingError, on all ranks alike, where the loss is no number."""
-        names = [name for name in module.counts if name != "tokens"]
-        losses = module.sums.reduce(names, module.device)
+        losses = module.sums.reduce(module.sums.names, module.device)
         module.sums = LossSums()
         check_finite(module.step, "the loss", losses.loss)
         check_finite(module.step, "the norm of the gradient", 0.0 if norm is None else norm)
@@ -106,7 +105,7 @@ class StepEnd(Callback):
             "data_digest": f"{module.digest:016x}",
             "time": time.time(),
         }
-        return line
+        return line | shares(module.counts)
 
     def _evaluate(self, trainer: Trainer, module: Pretraining, line: dict[str, Any]) -> float:
         assert self._measure is not None
@@ -154,6 +153,13 @@ class StepEnd(Callback):
         """Closes what watches the run."""
         for watcher in self._watchers:
             watcher.close()
+
+
+def shares(counts: Mapping[str, int]) -> dict[str, float]:
+    """Of one step's counts: `fill`, the share of its places that hold tokens, and of predictions, those of a kind."""
+    kinds = {name: name.split(".")[0] for name in counts if "." in name}
+    found = {f"{name.replace('.', '_')}_share": counts[name] / max(counts[term], 1) for name, term in kinds.items()}
+    return found | ({"fill": counts["tokens"] / counts["places"]} if "places" in counts else {})
 
 
 def check_finite(step: int, what: str | None, value: float) -> None:

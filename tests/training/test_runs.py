@@ -19,6 +19,7 @@ from pretrain.models.family import ModelFolder
 from pretrain.runtime.run_folder import RunFolder
 from pretrain.train import train
 from pretrain.training import checkpoint
+from pretrain.training.callbacks import shares
 from pretrain.training.checkpoint import find_newest
 from pretrain.training.trained import evaluate_run, load_tokenizer
 from pretrain.training.trainer import build_module
@@ -35,6 +36,13 @@ def steps_saved(config: RunConfig) -> list[int]:
     return sorted(int(path.name.removeprefix("step-")) for path in (config.folder / "checkpoints").glob("step-*"))
 
 
+def test_shares_of_a_steps_counts() -> None:
+    assert shares({"forward": 7, "backward": 7, "tokens": 9}) == {}
+    counts = {"mlm": 9, "nsp": 8, "nsp.random": 5, "tokens": 60, "places": 64}
+    assert shares(counts) == {"nsp_random_share": 5 / 8, "fill": 60 / 64}
+    assert shares({"nsp": 0, "nsp.random": 0}) == {"nsp_random_share": 0}
+
+
 def test_what_a_run_writes(corpus: Path, tmp_path: Path) -> None:
     """metrics.jsonl, the console and W&B's offline file hold the same numbers."""
     more = [*ONE, "name=told", "logging.wandb=offline", "schedule.total_steps=6", "logging.every_steps=2"]
@@ -44,6 +52,7 @@ def test_what_a_run_writes(corpus: Path, tmp_path: Path) -> None:
     lines = metrics(config)
     assert [line["step"] for line in lines] == [2, 4, 6]
     keys = {"step", "loss", "mlm_loss", "nsp_loss", "learning_rate", "tokens_per_second", "data_digest"}
+    assert all(0 < line[share] <= 1 for line in lines for share in ("fill", "nsp_random_share"))
     assert all(line.keys() >= keys | {"gradient_norm", "tokens", "time"} for line in lines)
     assert all(len(line["data_digest"]) == 16 and line["tokens_per_second"] > 0 for line in lines)
     assert {"held_out_loss", "held_out_perplexity", "held_out_mlm_loss", "held_out_nsp_loss"} <= lines[-1].keys()
@@ -181,3 +190,19 @@ def test_training_leaves_the_process_as_it_was(corpus: Path, tmp_path: Path) -> 
     train(config)
     assert {key for key in os.environ if "RANK" in key or "WORLD" in key} <= before.keys()
     assert not torch.distributed.is_initialized()
+
+
+def test_a_run_without_pairs(corpus: Path, tmp_path: Path) -> None:
+    """Full sentences in packs, whole words: one loss, and a model without the heads that nothing would train."""
+    more = ["model.next_sentence=false", "model.whole_word_masking=true", "batch={global_size: 8, micro_size: 4}"]
+    config = tiny_config("bert", corpus, tmp_path, *ONE, *more)
+    train(config, stop_after=3)
+    lines = metrics(config)
+    assert all(line["loss"] == line["mlm_loss"] and 0.6 < line["fill"] <= 1 for line in lines)
+    assert not {"nsp_loss", "nsp_random_share", "held_out_nsp_loss"} & lines[-1].keys()
+    assert lines[-1]["held_out_loss"] == lines[-1]["held_out_mlm_loss"]
+    folder = read_model(export(config.folder, tmp_path / "model"))
+    assert folder.config.next_sentence is False and folder.config.whole_word_masking is True
+    assert evaluate_run(folder, ensure_prepared(config, get_family("bert"))).loss == pytest.approx(
+        lines[-1]["held_out_loss"], rel=1e-5
+    )

@@ -1,14 +1,10 @@
-"""Sentence pairs with masked words, from blocks of text (Devlin et al. 2018, §3.1 and appendix A.1-A.2).
+"""Examples and batches from blocks of text: pairs or full sentences, masked, one to a row or several to a pack.
 
-Pairs are made as the original's `create_pretraining_data.py` makes them, with these differences: a random second
-segment is never of the first one's document; the ids that replace words at random are never special tokens; and the
-masks are drawn anew every time that a block is read.
+Shapes: n examples; L tokens of one, which is `max_sequence_length`, or `pack_length`; S sequences and M masked places
+of a pack, at most.
 """
 
-from bisect import bisect_left
-from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 
 import numpy as np
 import torch
@@ -16,42 +12,29 @@ from numpy.typing import NDArray
 
 from pretrain.config.models import BertConfig
 from pretrain.data.blocks import Arrays, Block
+from pretrain.models.bert import pairs, sentences
+from pretrain.models.bert.masking import Masked, Masking
+from pretrain.models.bert.packing import Budgets, Placement, place
+from pretrain.models.bert.sequences import IGNORED, Sequences, Spans, join
 from pretrain.models.bert.tokens import WordPieceTokenizer
 from pretrain.models.family import Batch, Tokenizer
 
-NEXT, RANDOM = 0, 1
-"""The classes of `is_next`, as published models number them: the second segment follows the first, or is random."""
-IGNORED = -100
-"""The label of a position without loss."""
-SPECIAL_TOKENS = 3
-"""[CLS] first segment [SEP] second segment [SEP]."""
-MASKED, REPLACED = 0.8, 0.1
-"""Shares of the predicted words that become [MASK] and a random word; the rest stay as they are."""
-
 
 @dataclass(frozen=True)
-class Pairs:
-    """The sentence pairs of a block, as spans of its tokens; int64 [pairs] each."""
-
-    first_start: NDArray[np.int64]
-    first_length: NDArray[np.int64]
-    second_start: NDArray[np.int64]
-    second_length: NDArray[np.int64]
-    is_next: NDArray[np.int64]
-
-
-@dataclass(frozen=True)
-class BertSequences:
+class BertRows:
     """The examples of a block, one row each.
 
-    `input_ids`, `labels` int32 and `segment_ids` int8 [pairs, max_sequence_length]; `lengths` int32 [pairs], in
-    tokens; `is_next` int8 [pairs], of class `NEXT` or `RANDOM`.
+    Unpacked: `input_ids` and `labels` int32, `segment_ids` int8 [n, L]; `lengths` int32 [n], in tokens; `is_next` int8
+    [n], of class `NEXT` or `RANDOM`. Packed: `input_ids` int32 and `segment_ids` int8 [n, L]; `lengths` int32 [n, S], 0
+    where there is no sequence, of sequences that follow each other; `is_next` int8 [n, S]; `masked_positions`, in the
+    row, and `labels` int32 [n, M]. Labels and classes that are not there are `IGNORED`; without next-sentence
+    prediction there is no `is_next`.
     """
 
     arrays: Arrays
 
     def __len__(self) -> int:
-        return len(self.arrays["lengths"])
+        return len(self.arrays["input_ids"])
 
     def take(self, start: int, stop: int) -> Arrays:
         """Examples `start` to `stop`."""
@@ -59,155 +42,155 @@ class BertSequences:
 
 
 class BertExamples:
-    """Makes pairs, masks them, and batches them."""
+    """Makes sequences, masks them, puts them into rows, and batches those."""
 
     def __init__(self, config: BertConfig, tokenizer: WordPieceTokenizer) -> None:
-        self._length = config.max_sequence_length
-        self._short_sequence_probability = config.short_sequence_probability
-        self._mask_probability = config.mask_probability
-        self._ordinary_ids = tokenizer.ordinary_ids
-        self._padding_id = tokenizer.padding_id
-        self._cls_id = tokenizer.cls_id
-        self._sep_id = tokenizer.sep_id
-        self._mask_id = tokenizer.mask_id
+        self._config = config
+        self._tokenizer = tokenizer
+        self._masking = Masking(config, tokenizer)
+        self._length = config.tokens_per_example
+        self._budgets = None
+        if config.packing:
+            self._budgets = Budgets(self._length, config.sequences_per_pack, config.masked_per_pack)
 
-    def make(self, block: Block, rng: np.random.Generator, *, pad: bool = False) -> BertSequences:
+    def make(self, block: Block, rng: np.random.Generator, *, pad: bool = False) -> BertRows:
         """The examples of a block, in random order; `pad` changes nothing, since no text is left over.
 
-        A sentence that has none after it and no other document in the block to be paired with is left out.
+        Packed or not, the sequences and their masks are the same. A sentence that has none after it and no other
+        document in the block to be paired with is left out.
         """
-        budget = self._length - SPECIAL_TOKENS
-        pairs = truncate(draw_pairs(block, rng, budget, self._short_sequence_probability), rng, budget)
-        arrays = self._lay_out(block.tokens, pairs)
-        self._mask(arrays, rng)
-        order = rng.permutation(len(pairs.is_next))
-        return BertSequences({name: array[order] for name, array in arrays.items()})
+        sequences = join(block.tokens, self._draw(block, rng), self._tokenizer)
+        masked = self._masking.mask(sequences, rng)
+        order = rng.permutation(len(sequences.lengths))
+        if self._budgets is None:
+            return BertRows(self._rows(sequences, masked, order))
+        placement = place(sequences.lengths, masked.counts, order, self._budgets)
+        packs = self._packs(sequences, masked, placement, self._budgets)
+        shuffled = rng.permutation(placement.packs)
+        return BertRows({name: array[shuffled] for name, array in packs.items()})
 
-    def _lay_out(self, tokens: NDArray[np.int32], pairs: Pairs) -> dict[str, NDArray[np.integer]]:
-        """[CLS] first [SEP] second [SEP], padded, without labels yet."""
-        first_sep = pairs.first_length[:, None] + 1
-        last_sep = first_sep + pairs.second_length[:, None] + 1
-        place = np.arange(self._length)
-        in_first = (place > 0) & (place < first_sep)
-        in_second = (place > first_sep) & (place < last_sep)
-        source = place + np.where(in_first, pairs.first_start[:, None] - 1, pairs.second_start[:, None] - first_sep - 1)
-        input_ids = np.full(source.shape, self._padding_id, dtype=np.int32)
-        words = in_first | in_second
-        input_ids[words] = tokens[source[words]]
-        input_ids[:, :1] = self._cls_id
-        input_ids[(place == first_sep) | (place == last_sep)] = self._sep_id
+    def _draw(self, block: Block, rng: np.random.Generator) -> Spans:
+        length = self._config.max_sequence_length
+        if not self._config.next_sentence:
+            return sentences.fill_sentences(block, length - sentences.SPECIAL_TOKENS)
+        budget = length - pairs.SPECIAL_TOKENS
+        drawn = pairs.draw_pairs(block, rng, budget, self._config.short_sequence_probability)
+        return pairs.truncate(drawn, rng, budget).spans()
+
+    def _rows(self, sequences: Sequences, masked: Masked, order: NDArray[np.int64]) -> dict[str, NDArray[np.integer]]:
+        """One sequence a row, in `order`."""
+        count = len(order)
+        starts = np.empty(count, dtype=np.int64)
+        starts[order] = self._length * np.arange(count)
+        arrays, places = self._scatter(sequences, masked, starts, count)
+        labels = np.full((count, self._length), IGNORED, dtype=np.int32)
+        labels.reshape(-1)[places[masked.positions]] = masked.labels
+        arrays |= {"lengths": sequences.lengths[order].astype(np.int32), "labels": labels}
+        return arrays if sequences.is_next is None else arrays | {"is_next": sequences.is_next[order]}
+
+    def _packs(
+        self, sequences: Sequences, masked: Masked, placement: Placement, most: Budgets
+    ) -> dict[str, NDArray[np.integer]]:
+        """Sequences where `placement` puts them."""
+        starts = most.tokens * placement.pack + placement.offset
+        arrays, places = self._scatter(sequences, masked, starts, placement.packs)
+        slots = most.sequences * placement.pack + placement.number
+        arrays["lengths"] = _filled((placement.packs, most.sequences), 0, slots, sequences.lengths, np.int32)
+        if sequences.is_next is not None:
+            arrays["is_next"] = _filled(arrays["lengths"].shape, IGNORED, slots, sequences.is_next, np.int8)
+        # Masked places of a pack, one after the other: their number within it is the difference to its first one's.
+        positions = places[masked.positions]
+        order = positions.argsort()
+        packs, within = np.divmod(positions[order], most.tokens)
+        counts = np.bincount(packs, minlength=placement.packs)
+        slots = most.masked * packs + np.arange(len(packs)) - np.repeat(counts.cumsum() - counts, counts)
+        shape = (placement.packs, most.masked)
+        arrays["masked_positions"] = _filled(shape, 0, slots, within, np.int32)
+        arrays["labels"] = _filled(shape, IGNORED, slots, masked.labels[order], np.int32)
+        return arrays
+
+    def _scatter(
+        self, sequences: Sequences, masked: Masked, starts: NDArray[np.int64], count: int
+    ) -> tuple[dict[str, NDArray[np.integer]], NDArray[np.int64]]:
+        """Ids and segments in `count` rows, and where each token went, if each sequence begins at its `starts`.
+
+        `starts` [sequences] and the places [tokens] are positions in the flattened rows.
+        """
+        places = np.arange(len(masked.input_ids)) + np.repeat(starts - sequences.starts, sequences.lengths)
+        shape = (count, self._length)
         return {
-            "input_ids": input_ids,
-            "segment_ids": ((place > first_sep) & (place <= last_sep)).astype(np.int8),
-            "lengths": (last_sep[:, 0] + 1).astype(np.int32),
-            "labels": np.where(words, input_ids, np.int32(IGNORED)),
-            "is_next": pairs.is_next.astype(np.int8),
-        }
-
-    def _mask(self, arrays: dict[str, NDArray[np.integer]], rng: np.random.Generator) -> None:
-        """Chooses the predicted words and replaces them, in place.
-
-        Exactly `max(1, round(length * mask_probability))` of a sequence, whose length counts the special tokens.
-        """
-        input_ids, labels = arrays["input_ids"], arrays["labels"]
-        words = labels != IGNORED
-        wanted = np.maximum(1, np.rint(arrays["lengths"] * self._mask_probability).astype(np.int64))
-        wanted = np.minimum(wanted, words.sum(axis=1))
-        keys = np.where(words, rng.random(words.shape), 2.0)
-        rank = np.empty(words.shape, dtype=np.int64)
-        np.put_along_axis(rank, keys.argsort(axis=1, kind="stable"), np.arange(self._length)[None], axis=1)
-        chosen = rank < wanted[:, None]
-        labels[~chosen] = IGNORED
-        originals = input_ids[chosen]
-        fate = rng.random(len(originals))
-        replacements = rng.choice(self._ordinary_ids, len(originals))
-        kept_or_replaced = np.where(fate < MASKED + REPLACED, replacements, originals)
-        input_ids[chosen] = np.where(fate < MASKED, self._mask_id, kept_or_replaced)
+            "input_ids": _filled(shape, self._tokenizer.padding_id, places, masked.input_ids, np.int32),
+            "segment_ids": _filled(shape, 0, places, sequences.segment_ids, np.int8),
+        }, places
 
     def counts(self, examples: Arrays) -> dict[str, int]:
-        """Predictions of each loss, and `tokens`, special ones included."""
-        return {
+        """Predictions of each loss; the `nsp.random` among them; `tokens`, special ones included; and `places`."""
+        counts = {
             "mlm": int((examples["labels"] != IGNORED).sum()),
-            "nsp": len(examples["lengths"]),
             "tokens": int(examples["lengths"].sum(dtype=np.int64)),
+            "places": examples["input_ids"].size,
         }
+        if "is_next" in examples:
+            counts["nsp"] = int((examples["is_next"] != IGNORED).sum())
+            counts["nsp.random"] = int((examples["is_next"] == pairs.RANDOM).sum())
+        return counts
 
     def collate(self, examples: Arrays) -> Batch:
-        """A micro-batch of int64 tensors, as long as its longest sequence needs, rounded up to a multiple of 8.
+        """A micro-batch of int64 tensors.
 
-        `input_ids`, `segment_ids`, `attention_mask` [batch, token]; `is_next` [batch]; `masked_positions` [masked],
-        which index the flattened [batch * token]; `masked_labels` [masked].
+        `input_ids`, `segment_ids`, `attention_mask` [batch, token]; `masked_positions` [masked], which index the
+        flattened [batch * token], and `masked_labels` [masked]; `is_next` [sequences], unless there are no pairs.
+
+        Unpacked, the batch is as long as its longest sequence needs, rounded up to a multiple of 8, and has as many
+        masked places as there are. Packed, all shapes are constant, what is not there is labelled `IGNORED`, and
+        `positions` [batch, token], which begin at 0 in every sequence, and `sequence_lengths` [batch, S] come with it.
         """
-        longest = int(examples["lengths"].max())
-        length = min(self._length, -(-longest // 8) * 8)
-        labels = examples["labels"][:, :length].reshape(-1)
-        masked = np.flatnonzero(labels != IGNORED)
-        arrays = {
-            "input_ids": examples["input_ids"][:, :length],
-            "segment_ids": examples["segment_ids"][:, :length],
-            "attention_mask": np.arange(length) < examples["lengths"][:, None],
-            "is_next": examples["is_next"],
-            "masked_positions": masked,
-            "masked_labels": labels[masked],
-        }
+        arrays = _collate_rows(examples) if self._budgets is None else _collate_packs(examples)
+        if "is_next" in examples:
+            arrays["is_next"] = examples["is_next"].reshape(-1)
         return {name: torch.from_numpy(array.astype(np.int64)) for name, array in arrays.items()}
 
 
-def draw_pairs(block: Block, rng: np.random.Generator, budget: int, short_sequence_probability: float) -> Pairs:
-    """Pairs of segments, not cut to `budget` tokens yet, in the order of the text.
-
-    A chunk of sentences of about the wanted length is split at random. The rest of it is the second segment, or a
-    random other document's sentences are, and the rest is used again; a single sentence always gets a random one.
-    """
-    starts = block.sentence_starts.tolist()
-    documents = block.document_starts.tolist()
-    rows: list[tuple[int, int, int, int, int]] = []
-    for document, (sentence, end) in enumerate(pairwise(documents)):
-        others = np.flatnonzero(block.document_numbers != block.document_numbers[document]).tolist()
-        # Once per document, not per chunk: the original's choice.
-        wanted = int(rng.integers(2, budget + 1)) if rng.random() < short_sequence_probability else budget
-        while sentence < end:
-            stop = _reach(starts, sentence, end, wanted)
-            alone = stop == sentence + 1
-            split = stop if alone else int(rng.integers(sentence + 1, stop))
-            if others and (alone or rng.random() < 0.5):
-                other = others[rng.integers(len(others))]
-                start = int(rng.integers(documents[other], documents[other + 1]))
-                left = wanted - (starts[split] - starts[sentence])
-                stop = _reach(starts, start, documents[other + 1], left)
-                rows.append((starts[sentence], starts[split], starts[start], starts[stop], RANDOM))
-                sentence = split
-            else:
-                if not alone:
-                    rows.append((starts[sentence], starts[split], starts[split], starts[stop], NEXT))
-                sentence = stop
-    first_start, first_stop, second_start, second_stop, is_next = np.array(rows, dtype=np.int64).reshape(-1, 5).T
-    return Pairs(first_start, first_stop - first_start, second_start, second_stop - second_start, is_next)
+def _filled(
+    shape: tuple[int, ...], value: int, places: NDArray[np.int64], values: NDArray[np.integer], dtype: type[np.integer]
+) -> NDArray[np.integer]:
+    """An array of `value` but for `values` at `places` of its flattened form."""
+    array = np.full(shape, value, dtype=dtype)
+    array.reshape(-1)[places] = values
+    return array
 
 
-def _reach(starts: Sequence[int], sentence: int, end: int, wanted: int) -> int:
-    """Where to stop so that the sentences from `sentence` hold `wanted` tokens: one at least, none from `end` on."""
-    return bisect_left(starts, starts[sentence] + wanted, sentence + 1, end)
+def _collate_rows(examples: Arrays) -> dict[str, NDArray[np.integer]]:
+    longest = int(examples["lengths"].max())
+    length = min(examples["input_ids"].shape[1], -(-longest // 8) * 8)
+    labels = examples["labels"][:, :length].reshape(-1)
+    masked = np.flatnonzero(labels != IGNORED)
+    return {
+        "input_ids": examples["input_ids"][:, :length],
+        "segment_ids": examples["segment_ids"][:, :length],
+        "attention_mask": (np.arange(length) < examples["lengths"][:, None]).astype(np.int8),
+        "masked_positions": masked,
+        "masked_labels": labels[masked],
+    }
 
 
-def truncate(pairs: Pairs, rng: np.random.Generator, budget: int) -> Pairs:
-    """Pairs of at most `budget` tokens: the longer segment (the second, of two alike) loses a token until they fit.
-
-    Every token is lost at the front or at the back with equal chances.
-    """
-    excess = np.maximum(0, pairs.first_length + pairs.second_length - budget)
-    levelling = np.minimum(excess, np.abs(pairs.first_length - pairs.second_length))
-    first_is_longer = pairs.first_length > pairs.second_length
-    shared = excess - levelling
-    first_lost = np.where(first_is_longer, levelling, 0) + shared // 2
-    second_lost = excess - first_lost
-    return Pairs(
-        pairs.first_start + rng.binomial(first_lost, 0.5),
-        pairs.first_length - first_lost,
-        pairs.second_start + rng.binomial(second_lost, 0.5),
-        pairs.second_length - second_lost,
-        pairs.is_next,
-    )
+def _collate_packs(examples: Arrays) -> dict[str, NDArray[np.integer]]:
+    lengths = examples["lengths"].astype(np.int64)
+    count, length = examples["input_ids"].shape
+    used = lengths.sum(axis=1, keepdims=True)
+    # What is left of a row is one more sequence, whose tokens all have position 0.
+    sequences = np.concatenate([lengths, length - used], axis=1).reshape(-1)
+    places = np.arange(count * length) - np.repeat(sequences.cumsum() - sequences, sequences)
+    mask = (np.arange(length) < used).astype(np.int8)
+    return {
+        "input_ids": examples["input_ids"],
+        "segment_ids": examples["segment_ids"],
+        "attention_mask": mask,
+        "positions": places.reshape(count, length) * mask,
+        "sequence_lengths": lengths,
+        "masked_positions": (examples["masked_positions"] + length * np.arange(count)[:, None]).reshape(-1),
+        "masked_labels": examples["labels"].reshape(-1),
+    }
 
 
 def build_examples(config: BertConfig, tokenizer: Tokenizer, rows: int) -> BertExamples:

@@ -1,8 +1,10 @@
 """BERT in the published format: a folder that transformers and sentence-transformers open.
 
-config.json  model.safetensors                                       the model (`BertForPreTraining`)
+config.json  model.safetensors                                       the model (`BertForPreTraining`; see below)
 tokenizer.json  vocab.txt  tokenizer_config.json                     the tokenizer (`BertTokenizer`)
 modules.json  1_Pooling/  sentence_bert_config.json  config_sentence_transformers.json     mean pooling
+
+A model without next-sentence prediction is a `BertForMaskedLM`.
 """
 
 import json
@@ -42,7 +44,10 @@ OPTIONS = {
 }
 """Those that early `config.json` files may leave out, meaning BERT's own values, which are our defaults too."""
 
-EXAMPLES = ("max_sequence_length", "mask_probability", "short_sequence_probability")
+EXAMPLES = (
+    "max_sequence_length", "next_sentence", "mask_probability", "whole_word_masking", "short_sequence_probability",
+    "packing", "pack_length",
+)  # fmt: skip
 """What the published format does not say of how the model was trained, and `evaluate` needs to ask it the same: it goes
 into `config.json` under `pretrain`, a key that every other reader ignores."""
 
@@ -123,7 +128,7 @@ def write(folder: Path, model_folder: ModelFolder) -> None:
 
 def _published_config(config: BertConfig, vocabulary_size: int, padding_id: int) -> dict[str, Any]:
     return {
-        "architectures": ["BertForPreTraining"],
+        "architectures": ["BertForPreTraining" if config.next_sentence else "BertForMaskedLM"],
         "model_type": "bert",
         "vocab_size": vocabulary_size,
         "type_vocab_size": SEGMENTS,
@@ -237,7 +242,8 @@ def _fill(model: BertModel, folder: Path) -> list[str]:
             with torch.no_grad():
                 parameter.copy_(tensor)
     # Heads of other tasks are left alone, but an encoder must be read whole.
-    left = [name for name in tensors if name.startswith("bert.")]
+    others = ("bert.pooler.",) if model.pooler is None else ()
+    left = [name for name in tensors if name.startswith("bert.") and not name.startswith(others)]
     if left:
         raise ExportError(f"{path} holds {left[0]}, which the model has no place for")
     return absent

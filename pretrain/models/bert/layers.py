@@ -1,6 +1,6 @@
 """The parts of BERT's encoder (Vaswani et al. 2017, §3; Devlin et al. 2018, §3 and appendix A.2).
 
-Shapes: B texts of a batch, T tokens of the longest, H hidden size, A heads.
+Shapes: B rows of a batch, T tokens of each, H hidden size.
 
 Every module's forward reads its own parameters alone and calls its children, so that ZeRO-3 can gather them.
 """
@@ -10,13 +10,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pretrain.config.models import BertConfig
+from pretrain.models.bert.attention import Attention
 
 SEGMENTS = 2
 """Sentence A and sentence B."""
 
 
 class LayerNorm(nn.Module):
-    """Layer normalisation over the last dimension, in float32 whatever the parameters' type."""
+    """Layer normalisation over the last dimension, in float32 at least, whatever the parameters' type."""
 
     def __init__(self, size: int, epsilon: float) -> None:
         super().__init__()
@@ -27,8 +28,9 @@ class LayerNorm(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Shape and type of `x`."""
         # An epsilon of 1e-12 is lost in bf16, and so are means of wide rows.
-        normed = F.layer_norm(x.float(), self.weight.shape, self.weight.float(), self.bias.float(), self.epsilon)
-        return normed.to(x.dtype)
+        dtype = torch.promote_types(x.dtype, torch.float32)
+        weight, bias = self.weight.to(dtype), self.bias.to(dtype)
+        return F.layer_norm(x.to(dtype), weight.shape, weight, bias, self.epsilon).to(x.dtype)
 
 
 class Activation(nn.Module):
@@ -54,16 +56,17 @@ class Embeddings(nn.Module):
         self.norm = LayerNorm(config.hidden_size, config.layer_norm_epsilon)
         self.dropout = nn.Dropout(config.dropout)
 
-    def forward(self, input_ids: Tensor, segment_ids: Tensor) -> Tensor:
-        """[B, T, H] from int64 [B, T], twice."""
-        positions = torch.arange(input_ids.shape[1], device=input_ids.device)
+    def forward(self, input_ids: Tensor, segment_ids: Tensor, positions: Tensor | None) -> Tensor:
+        """[B, T, H] from int64 [B, T], three times; without positions, they are the places in a row."""
+        if positions is None:
+            positions = torch.arange(input_ids.shape[1], device=input_ids.device)
         vectors = self.words(input_ids) + self.segments(segment_ids) + self.positions(positions)
         output: Tensor = self.dropout(self.norm(vectors))
         return output
 
 
 class SelfAttention(nn.Module):
-    """Multi-head scaled dot-product attention of every token over the real tokens of its text."""
+    """Multi-head attention of every token over those that it reads."""
 
     def __init__(self, config: BertConfig) -> None:
         super().__init__()
@@ -75,17 +78,12 @@ class SelfAttention(nn.Module):
         self.value = nn.Linear(size, size)
         self.output = nn.Linear(size, size)
 
-    def forward(self, x: Tensor, mask: Tensor) -> Tensor:
-        """[B, T, H] from the same and bool [B, 1, 1, T], true for the tokens that may be read."""
-        query, key, value = (self._heads(project(x)) for project in (self.query, self.key, self.value))
+    def forward(self, x: Tensor, attend: Attention) -> Tensor:
+        """[B, T, H] from the same."""
         dropout = self.dropout if self.training else 0.0
-        mixed = F.scaled_dot_product_attention(query, key, value, attn_mask=mask, dropout_p=dropout)
-        output: Tensor = self.output(mixed.transpose(1, 2).flatten(2))
+        mixed = attend(self.query(x), self.key(x), self.value(x), num_heads=self.num_heads, dropout=dropout)
+        output: Tensor = self.output(mixed)
         return output
-
-    def _heads(self, x: Tensor) -> Tensor:
-        """[B, A, T, H / A] from [B, T, H]."""
-        return x.reshape(*x.shape[:2], self.num_heads, -1).transpose(1, 2)
 
 
 class Layer(nn.Module):
@@ -101,9 +99,9 @@ class Layer(nn.Module):
         self.output_norm = LayerNorm(config.hidden_size, config.layer_norm_epsilon)
         self.dropout = nn.Dropout(config.dropout)
 
-    def forward(self, x: Tensor, mask: Tensor) -> Tensor:
-        """[B, T, H] from the same and bool [B, 1, 1, T]."""
-        x = self.attention_norm(x + self.dropout(self.attention(x, mask)))
+    def forward(self, x: Tensor, attend: Attention) -> Tensor:
+        """[B, T, H] from the same."""
+        x = self.attention_norm(x + self.dropout(self.attention(x, attend)))
         widened = self.activation(self.intermediate(x))
         output: Tensor = self.output_norm(x + self.dropout(self.output(widened)))
         return output

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from pretrain.config.models import BertConfig
+from pretrain.models.bert.attention import Attention, read_packs, read_rows, sequence_starts
 from pretrain.models.bert.layers import Activation, Embeddings, Layer, LayerNorm
 from pretrain.models.family import LayerVectors, Pieces
 
@@ -16,8 +17,8 @@ class Predictions(NamedTuple):
 
     words: Tensor
     """[masked, vocabulary]: logits of the masked positions, in the order given."""
-    next_sentence: Tensor
-    """[batch, 2]: logits of the classes 0 = next, 1 = random."""
+    next_sentence: Tensor | None
+    """[sequences, 2]: logits of the classes 0 = next, 1 = random; None for a model that is not asked."""
 
 
 class BertEncoder(nn.Module):
@@ -30,20 +31,31 @@ class BertEncoder(nn.Module):
         self.layers = nn.ModuleList(Layer(config) for _ in range(config.num_layers))
 
     def forward(
-        self, input_ids: Tensor, segment_ids: Tensor, attention_mask: Tensor, *, all_layers: bool = True
+        self,
+        input_ids: Tensor,
+        segment_ids: Tensor,
+        attention_mask: Tensor,
+        *,
+        positions: Tensor | None = None,
+        sequence_lengths: Tensor | None = None,
+        all_layers: bool = True,
     ) -> LayerVectors:
         """Vectors [batch, token, hidden] of layers 0 to the last, or of the last alone.
 
-        The inputs are int64 [batch, token]; `attention_mask` is 1 where there is a token. What padding yields is
-        not meaningful.
+        The inputs are int64 [batch, token]; `attention_mask` is 1 where there is a token. A row is one sequence, or,
+        given their `positions` and `sequence_lengths` [batch, sequence], several that follow each other. What padding
+        yields is not meaningful.
         """
-        mask = attention_mask.bool()
-        x = self.embeddings(input_ids, segment_ids)
+        if sequence_lengths is None:
+            attend: Attention = read_rows(attention_mask)
+        else:
+            attend = read_packs(sequence_lengths, input_ids.shape[1])
+        x = self.embeddings(input_ids, segment_ids, positions)
         kept = [x]
         for layer in self.layers:
-            x = layer(x, mask[:, None, None, :])
+            x = layer(x, attend)
             kept = [*kept, x] if all_layers else [x]
-        return LayerVectors(tuple(kept), mask)
+        return LayerVectors(tuple(kept), attention_mask.bool())
 
 
 class MaskedWordHead(nn.Module):
@@ -65,7 +77,10 @@ class MaskedWordHead(nn.Module):
 
 
 class BertModel(nn.Module):
-    """The pretraining model: `encoder`, the masked-word head, and the pooler with the next-sentence head."""
+    """The pretraining model: `encoder`, the masked-word head, and the pooler with the next-sentence head.
+
+    Without next-sentence prediction it has neither of the last two, which nothing would train.
+    """
 
     def __init__(self, config: BertConfig, vocabulary_size: int) -> None:
         super().__init__()
@@ -73,21 +88,41 @@ class BertModel(nn.Module):
         self.vocabulary_size = vocabulary_size
         self.encoder = BertEncoder(config, vocabulary_size)
         self.masked_words = MaskedWordHead(config, self.encoder.embeddings.words)
-        self.pooler = nn.Linear(config.hidden_size, config.hidden_size)
-        self.next_sentence = nn.Linear(config.hidden_size, 2)
+        self.pooler = nn.Linear(config.hidden_size, config.hidden_size) if config.next_sentence else None
+        self.next_sentence = nn.Linear(config.hidden_size, 2) if config.next_sentence else None
         self._initialize(config.initializer_range)
 
     def forward(
-        self, input_ids: Tensor, segment_ids: Tensor, attention_mask: Tensor, masked_positions: Tensor
+        self,
+        input_ids: Tensor,
+        segment_ids: Tensor,
+        attention_mask: Tensor,
+        masked_positions: Tensor,
+        *,
+        positions: Tensor | None = None,
+        sequence_lengths: Tensor | None = None,
     ) -> Predictions:
         """Predictions for a batch; `masked_positions` is int64 [masked], into the flattened [batch * token].
 
         The masked rows are gathered before the head: run on all rows it would cost a fifth more of BERT-base's work.
+        With `sequence_lengths` [batch, sequence], there is a pair in each of its places, used or not.
         """
-        top = self.encoder(input_ids, segment_ids, attention_mask, all_layers=False).layers[-1]
-        masked = top.flatten(0, 1).index_select(0, masked_positions)
-        pooled = torch.tanh(self.pooler(top[:, 0]))
-        return Predictions(self.masked_words(masked), self.next_sentence(pooled))
+        (top,) = self.encoder(
+            input_ids,
+            segment_ids,
+            attention_mask,
+            positions=positions,
+            sequence_lengths=sequence_lengths,
+            all_layers=False,
+        ).layers
+        words = self.masked_words(top.flatten(0, 1).index_select(0, masked_positions))
+        if self.pooler is None or self.next_sentence is None:
+            return Predictions(words, None)
+        if sequence_lengths is None:
+            first = top[:, 0]
+        else:
+            first = top.flatten(0, 1).index_select(0, sequence_starts(sequence_lengths, top.shape[1]))
+        return Predictions(words, self.next_sentence(torch.tanh(self.pooler(first))))
 
     def _initialize(self, deviation: float) -> None:
         """Matrices from a normal distribution cut at two deviations, biases 0, LayerNorms 1 (the original's code)."""

@@ -7,9 +7,9 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from pretrain.models.bert.examples import IGNORED
 from pretrain.models.bert.export import write
 from pretrain.models.bert.model import BertModel
+from pretrain.models.bert.sequences import IGNORED
 from pretrain.models.bert.tokens import WordPieceTokenizer
 from pretrain.models.family import Batch, ModelFolder, Tokenizer
 from pretrain.models.loss import LossTerm
@@ -32,14 +32,15 @@ def build_parts(model: nn.Module) -> list[Part]:
 
 
 def _build_peer(model: nn.Module, tokenizer: Tokenizer) -> nn.Module:
-    from transformers import BertForPreTraining
+    from transformers import BertForMaskedLM, BertForPreTraining
     from transformers.utils import logging
 
     assert isinstance(model, BertModel) and isinstance(tokenizer, WordPieceTokenizer)
     logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     with tempfile.TemporaryDirectory(prefix="pretrain-bench-") as folder:
         write(Path(folder), ModelFolder(model, tokenizer, model.config))
-        return cast(nn.Module, BertForPreTraining.from_pretrained(folder, dtype=torch.float32))
+        published = BertForPreTraining if model.config.next_sentence else BertForMaskedLM
+        return cast(nn.Module, published.from_pretrained(folder, dtype=torch.float32))
 
 
 class PeerObjective:
@@ -49,14 +50,28 @@ class PeerObjective:
         self, model: nn.Module, batch: Batch, carried: Tensor | None, *, seed: int
     ) -> tuple[dict[str, LossTerm], None]:
         """The term `loss`: both losses of the micro-batch, counted as one."""
-        input_ids = batch["input_ids"]
-        labels = torch.full_like(input_ids, IGNORED).flatten()
-        labels[batch["masked_positions"]] = batch["masked_labels"]
-        output = model(
-            input_ids=input_ids,
-            token_type_ids=batch["segment_ids"],
-            attention_mask=batch["attention_mask"],
-            labels=labels.view_as(input_ids),
-            next_sentence_label=batch["is_next"],
-        )
+        output = model(**_padded(batch))
         return {"loss": LossTerm(output.loss.float(), torch.ones((), dtype=torch.int64))}, None
+
+
+def _padded(batch: Batch) -> dict[str, Tensor]:
+    """The batch as transformers names it, one sequence a row, packed or not."""
+    real = batch["masked_labels"] != IGNORED
+    labels = torch.full_like(batch["input_ids"], IGNORED)
+    labels.view(-1)[batch["masked_positions"][real]] = batch["masked_labels"][real]
+    theirs = {
+        "input_ids": batch["input_ids"],
+        "token_type_ids": batch["segment_ids"],
+        "attention_mask": batch["attention_mask"],
+        "labels": labels,
+    }
+    if "sequence_lengths" in batch:
+        lengths = batch["sequence_lengths"].flatten()
+        mask = torch.arange(int(lengths.max()), device=lengths.device) < lengths[lengths > 0, None]
+        packed, theirs = theirs, {}
+        for name, rows in packed.items():
+            theirs[name] = rows.new_full(mask.shape, IGNORED if name == "labels" else 0)
+            theirs[name][mask] = rows[batch["attention_mask"].bool()]
+    if "is_next" in batch:
+        theirs["next_sentence_label"] = batch["is_next"][batch["is_next"] != IGNORED]
+    return theirs

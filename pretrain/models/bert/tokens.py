@@ -59,6 +59,13 @@ class WordPieceTokenizer:
         special = (self.padding_id, self.unknown_id, self.cls_id, self.sep_id, self.mask_id)
         return np.setdiff1d(np.arange(self.vocabulary_size), special)
 
+    @property
+    def continuations(self) -> NDArray[np.bool_]:
+        """[vocabulary]: whether the piece goes on with a word rather than beginning one."""
+        continues = np.zeros(self.vocabulary_size, dtype=bool)
+        continues[[index for piece, index in self.vocabulary.items() if piece.startswith(CONTINUATION)]] = True
+        return continues
+
     def encode(self, sentences: Sequence[str]) -> Encoded:
         """Sentences as ids, without special tokens; a word that the pieces cannot spell is one [UNK]."""
         encodings = self._pieces.encode_batch(list(sentences), add_special_tokens=False)

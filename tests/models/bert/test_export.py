@@ -245,3 +245,29 @@ def test_a_run_of_another_shape_cannot_start_from_it(
 def test_a_model_without_tokenizer_is_not_written(model: BertModel, tmp_path: Path) -> None:
     with pytest.raises(ExportError, match="no WordPiece tokenizer"):
         FAMILY.write(tmp_path, ModelFolder(model, None, model.config))
+
+
+def test_a_model_without_pairs_is_a_masked_language_model(
+    model: BertModel, folder: Path, tokenizer: WordPieceTokenizer, inputs: dict[str, Tensor], tmp_path: Path
+) -> None:
+    from transformers import BertForMaskedLM
+
+    config = BertConfig.model_validate(model.config.model_dump() | {"next_sentence": False})
+    ours = BertModel(config, tokenizer.vocabulary_size).eval()
+    assert sum(p.numel() for p in ours.parameters()) == config.parameters(tokenizer.vocabulary_size)
+    assert FAMILY.initialize(ours, folder) == [], "what it has no place for is left alone"
+    FAMILY.write(tmp_path / "single", ModelFolder(ours, tokenizer, config))
+    theirs, loaded = BertForMaskedLM.from_pretrained(tmp_path / "single", output_loading_info=True)
+    assert not any(loaded.values()), loaded
+    with torch.no_grad():
+        actual = ours(**inputs, masked_positions=torch.arange(60))
+        expected = theirs.eval()(
+            inputs["input_ids"], token_type_ids=inputs["segment_ids"], attention_mask=inputs["attention_mask"]
+        )
+    assert actual.next_sentence is None
+    real = inputs["attention_mask"].bool()
+    torch.testing.assert_close(actual.words.reshape(3, 20, -1)[real], expected.logits[real], atol=5e-5, rtol=1e-5)
+    again = FAMILY.read(tmp_path / "single")
+    assert again.config == config
+    added = FAMILY.initialize(model, tmp_path / "single")
+    assert set(added) == {"pooler.weight", "pooler.bias", "next_sentence.weight", "next_sentence.bias"}

@@ -12,9 +12,9 @@ from torch import Tensor
 
 from pretrain.config.models import BertConfig
 from pretrain.models.bert import FAMILY
-from pretrain.models.bert.examples import IGNORED
 from pretrain.models.bert.export import published_name, read
 from pretrain.models.bert.model import BertModel, encode, no_decay
+from pretrain.models.bert.sequences import IGNORED
 from pretrain.models.bert.tokens import WordPieceTokenizer
 from pretrain.models.family import Pieces
 from pretrain.models.loss import LossTerm
