@@ -77,7 +77,9 @@ class ElmoObjective:
             if self._sampled and model.training:
                 rng = np.random.default_rng([seed, number])
                 ids, num_tries = draw_candidates(rng, self._vocabulary_size, self._num_negatives)
-                candidates = torch.from_numpy(ids).to(targets.device)
+                candidates = torch.from_numpy(ids)
+                if targets.is_cuda:  # from pinned memory, else the host would wait for the device here
+                    candidates = candidates.pin_memory().to(targets.device, non_blocking=True)
             losses = model.softmax(top.flatten(0, 1), targets, candidates, num_tries)
             terms[name] = LossTerm(losses.sum(), (targets != IGNORED).sum(), weight=0.5, losses=losses.detach())
         return terms, carried

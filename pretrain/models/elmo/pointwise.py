@@ -6,7 +6,8 @@ Shapes: 2 directions, B rows, D cell_size. Gates are the input gate, the candida
 import functools
 import logging
 import math
-from typing import NamedTuple, Protocol
+from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -18,45 +19,14 @@ _tanh_gradient = torch.ops.aten.tanh_backward.grad_input
 _clip_gradient = torch.ops.aten.hardtanh_backward.grad_input
 
 
-class Advance(Protocol):
-    """See `advance`."""
-
-    def __call__(
-        self,
-        gates: Tensor,
-        product: Tensor | None,
-        memory: Tensor,
-        kept: Tensor,
-        shown: Tensor,
-        read: Tensor,
-        bound: float,
-    ) -> Tensor: ...
-
-
-class Retreat(Protocol):
-    """See `retreat`."""
-
-    def __call__(
-        self,
-        gates: Tensor,
-        gradient: Tensor,
-        before: Tensor,
-        kept: Tensor,
-        shown: Tensor,
-        read_gradient: Tensor,
-        memory_gradient: Tensor,
-        bound: float,
-        *,
-        clip_before: bool,
-    ) -> None: ...
-
-
 class Pointwise(NamedTuple):
     """One way to compute it."""
 
     name: str
-    advance: Advance
-    retreat: Retreat
+    advance: Callable[..., Tensor]
+    """See `advance`."""
+    retreat: Callable[..., None]
+    """See `retreat`."""
 
 
 def advance(
