@@ -147,7 +147,7 @@ def demo(folder: Path) -> None:
 @main.command()
 @CONFIG
 @OVERRIDES
-@click.option("--steps", type=click.IntRange(min=1), default=5, show_default=True, help="Timed steps.")
+@click.option("--steps", type=click.IntRange(min=1), default=3, show_default=True, help="Timed steps.")
 @click.option("--json", "file", type=click.Path(path_type=Path), metavar="FILE", help="Write all numbers to FILE.")
 def bench(config: str, overrides: tuple[str, ...], steps: int, file: Path | None) -> None:
     """Time the training steps of CONFIG in one process, beside those of peers: tokens/s, FLOP/s, memory."""
