@@ -68,7 +68,7 @@ def test_options_that_are_named_exist(page: Path) -> None:
 def test_commands_of_the_guides_are_well_formed(page: Path) -> None:
     """Commands and options exist, and shipped configs take the overrides; the README's commands are also run."""
     for block in re.findall(r"^```bash\n(.*?)^```$", page.read_text(encoding="utf-8"), flags=re.MULTILINE | re.DOTALL):
-        for line in block.splitlines():
+        for line in block.replace("\\\n", " ").splitlines():
             words = shlex.split(line)
             if words[0] != "pretrain":
                 continue
