@@ -71,9 +71,19 @@ class FusedLstm(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, inputs: Tensor, state: Tensor, weight: Tensor, bias: Tensor, projection: Tensor, clips: Clips
+        ctx: Any,
+        inputs: Tensor,
+        state: Tensor,
+        weight: Tensor,
+        bias: Tensor,
+        projection: Tensor,
+        clips: Clips,
+        keep: bool = True,
     ) -> tuple[Tensor, Tensor]:
-        """inputs [2, T, B, P], state [2, B, P + D] and parameters -> outputs [2, T, B, P], state [2, B, P + D]."""
+        """inputs [2, T, B, P], state [2, B, P + D] and parameters -> outputs [2, T, B, P], state [2, B, P + D].
+
+        Without `keep` there will be no backward pass, and the buffers are free at once.
+        """
         two, positions, rows, size = inputs.shape
         cells = projection.shape[1]
         output, memory = torch.split(state, [size, cells], dim=2)
@@ -97,9 +107,13 @@ class FusedLstm(torch.autograd.Function):
             memory = pointwise.advance(gates[:, t], product, memory, kept[:, t], shown[:, t], read[:, t], clips[0])
             torch.bmm(read[:, t], projection, out=said[:, t])
             output = clip_into(said[:, t], clips[1], out=outputs[:, t])
-        ctx.save_for_backward(inputs, state, weight, projection, gates, kept, shown, read, said, outputs)
-        ctx.clips = clips
-        return outputs, torch.cat([output.to(state.dtype), memory], dim=2)
+        after = torch.cat([output.to(state.dtype), memory], dim=2)
+        if keep:
+            ctx.save_for_backward(inputs, state, weight, projection, gates, kept, shown, read, said, outputs)
+            ctx.clips = clips
+        else:
+            _give_back(gates, kept, shown, read)
+        return outputs, after
 
     @staticmethod
     @once_differentiable
@@ -134,7 +148,7 @@ class FusedLstm(torch.autograd.Function):
         bias_gradient = gradient.sum(dim=1, dtype=state.dtype)
         _give_back(gates, kept, shown, read)
         carried = torch.cat([output_gradient, memory_gradient], dim=2)
-        return inputs_gradient, carried, weight_gradient, bias_gradient, projection_gradient, None
+        return inputs_gradient, carried, weight_gradient, bias_gradient, projection_gradient, None, None
 
 
 def _add_product(addend: Tensor, left: Tensor, right: Tensor) -> Tensor | None:
@@ -148,8 +162,9 @@ def _add_product(addend: Tensor, left: Tensor, right: Tensor) -> Tensor | None:
 def fused_lstm(
     inputs: Tensor, state: Tensor, weight: Tensor, bias: Tensor, projection: Tensor, clips: Clips
 ) -> tuple[Tensor, Tensor]:
-    """`FusedLstm`, with types."""
-    result: tuple[Tensor, Tensor] = FusedLstm.apply(inputs, state, weight, bias, projection, clips)  # type: ignore[no-untyped-call]
+    """`FusedLstm`, with types, keeping what a backward pass needs where there can be one."""
+    keep = torch.is_grad_enabled()
+    result: tuple[Tensor, Tensor] = FusedLstm.apply(inputs, state, weight, bias, projection, clips, keep)  # type: ignore[no-untyped-call]
     return result
 
 

@@ -9,7 +9,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from pretrain.config.models import ElmoConfig
-from pretrain.models.elmo.recurrence import Clips, FusedLstm, LstmLayer, LstmStack, reference_lstm
+from pretrain.models.elmo import recurrence
+from pretrain.models.elmo.recurrence import Clips, FusedLstm, LstmLayer, LstmStack, fused_lstm, reference_lstm
 
 Floats = NDArray[np.float64]
 BOUNDS = [(0.0, 0.0), (0.4, 0.3), (0.5, 0.0), (0.0, 0.5)]
@@ -105,6 +106,18 @@ def test_two_graphs_at_once_share_no_buffer() -> None:
         ours = [torch.autograd.grad(loss, t) for loss, t in zip(both, (first, second), strict=True)]
         for mine, theirs in zip(itertools.chain(*ours), itertools.chain(*expected), strict=True):
             torch.testing.assert_close(mine, theirs, rtol=0, atol=1e-10)
+
+
+@pytest.mark.parametrize("clips", BOUNDS)
+def test_without_gradients_buffers_are_free_at_once(clips: Clips) -> None:
+    torch.manual_seed(9)
+    tensors = make_tensors(torch.float64, positions=7)
+    outputs, state = reference_lstm(*tensors, clips)
+    with torch.no_grad():
+        first, _ = fused_lstm(*tensors, clips), fused_lstm(*make_tensors(torch.float64, positions=7), clips)
+    torch.testing.assert_close(first[0], outputs, rtol=0, atol=1e-10)
+    torch.testing.assert_close(first[1], state, rtol=0, atol=1e-10)
+    assert len(recurrence._spare[(2, 7, 3, 28), torch.float64, torch.device("cpu")]) == 1
 
 
 def test_half_precision_keeps_memory_and_gates_in_float32() -> None:
