@@ -16,7 +16,8 @@ CONFIGS = sorted((REPOSITORY / "configs").rglob("*.yaml"))
 
 @pytest.mark.parametrize("kind", FAMILIES)
 def test_parameters_are_those_of_the_model_that_is_built(kind: str) -> None:
-    config = load_config(f"configs/{kind}/demo.yaml")
+    # a multiple of 64: rows that fill BERT's word matrix up to one are not counted
+    config = load_config(f"configs/{kind}/demo.yaml", ["tokenizer.vocabulary_size=6400"])
     with torch.device("meta"):
         model = get_family(kind).build_model(config.model, config.tokenizer.vocabulary_size)
     built = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)

@@ -39,6 +39,7 @@ SIZES = {
 
 OPTIONS = {
     "dropout": "hidden_dropout_prob",
+    "attention_dropout": "attention_probs_dropout_prob",
     "layer_norm_epsilon": "layer_norm_eps",
     "initializer_range": "initializer_range",
 }
@@ -75,6 +76,11 @@ LAYER_MODULES = {
     "output_norm": "output.LayerNorm",
 }
 """The same within a layer."""
+
+BY_WORD = ("encoder.embeddings.words.weight", "masked_words.decoder.bias")
+"""Our parameters with a row for every word, and more of them to fill a multiple; published files have none of those."""
+
+POSITIONS = "encoder.embeddings.positions.weight"
 
 WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin")
 """The files that weights are read from: the first that is there."""
@@ -113,7 +119,10 @@ def write(folder: Path, model_folder: ModelFolder) -> None:
     assert isinstance(model, BertModel)
     config: BertConfig = model_folder.config
     (folder / "1_Pooling").mkdir(parents=True, exist_ok=True)
-    tensors = {published_name(name): p.detach().float().cpu().contiguous() for name, p in model.named_parameters()}
+    tensors = {
+        published_name(name): (p[: model.vocabulary_size] if name in BY_WORD else p).detach().float().cpu().contiguous()
+        for name, p in model.named_parameters()
+    }
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
     tokenizer.save(folder, max_positions=config.max_positions)
     files = {
@@ -133,10 +142,10 @@ def _published_config(config: BertConfig, vocabulary_size: int, padding_id: int)
         "vocab_size": vocabulary_size,
         "type_vocab_size": SEGMENTS,
         "hidden_act": next(theirs for theirs, ours in ACTIVATIONS.items() if ours == config.activation),
-        "attention_probs_dropout_prob": config.dropout,
         "pad_token_id": padding_id,
         "tie_word_embeddings": True,
         **{theirs: getattr(config, ours) for ours, theirs in (SIZES | OPTIONS).items()},
+        "attention_probs_dropout_prob": config.dropout_of_attention,
         "pretrain": {name: getattr(config, name) for name in EXAMPLES},
     }
 
@@ -153,9 +162,8 @@ def recognises(folder: Path) -> bool:
 def read(folder: Path) -> ModelFolder:
     """A published model, in `eval` mode. Heads that the folder does not hold are freshly initialised.
 
-    The published format has two dropouts where we have one (the hidden states' is taken), and does not say how long
-    the training sequences were: where we did not write it, our defaults are taken. Raises ExportError naming the file
-    and what is wrong with it.
+    The published format does not say how long the training sequences were: where we did not write it, our defaults are
+    taken. Raises ExportError naming the file and what is wrong with it.
     """
     config, vocabulary_size = _read_config(folder / "config.json")
     tokenizer = load_tokenizer(folder)
@@ -165,26 +173,36 @@ def read(folder: Path) -> ModelFolder:
             f"vocab_size in config.json is {vocabulary_size}"
         )
     model = BertModel(config, vocabulary_size)
-    _fill(model, folder)
+    _fill(model, folder, config.max_positions, vocabulary_size)
     return ModelFolder(model.eval(), tokenizer, config)
 
 
 def initialize(model: nn.Module, folder: Path, tokenizer: WordPieceTokenizer | None = None) -> list[str]:
-    """Copies the weights of `folder` into `model`; returns the names of the heads' parameters that it did not hold.
+    """Copies the weights of `folder` into `model`; returns what keeps its fresh values, for the log.
 
-    Raises ExportError where the folder's encoder is not the model's: another shape, or settings or a vocabulary that
-    give the same weights another meaning.
+    That is parameters of heads that the folder does not hold, and the positions after its last one. Rows of its word
+    matrix after the last word of its own vocabulary are left out. Raises ExportError where the folder's encoder is not
+    the model's: another shape, or settings or a vocabulary that give the same weights another meaning.
     """
     assert isinstance(model, BertModel)
     theirs = load_tokenizer(folder)
     if tokenizer is not None and theirs is not None and theirs.vocabulary != tokenizer.vocabulary:
         raise ExportError(f"{folder}: its vocabulary is not the one this run's corpus was prepared with")
-    config, _ = _read_config(folder / "config.json")
+    config, vocabulary_size = _read_config(folder / "config.json")
+    if vocabulary_size < model.vocabulary_size or (theirs is None and vocabulary_size != model.vocabulary_size):
+        raise ExportError(
+            f"{folder / 'config.json'}: vocab_size is {vocabulary_size} there and {model.vocabulary_size} in this run"
+        )
+    if config.max_positions > model.config.max_positions:
+        raise ExportError(
+            f"{folder / 'config.json'}: max_positions is {config.max_positions} there and "
+            f"{model.config.max_positions} in this run's model, which can only have more"
+        )
     for key in ("num_layers", "num_heads", "activation", "layer_norm_epsilon"):
         theirs, ours = getattr(config, key), getattr(model.config, key)
         if theirs != ours:
             raise ExportError(f"{folder / 'config.json'}: {key} is {theirs} there and {ours} in this run's model")
-    return _fill(model, folder)
+    return _fill(model, folder, config.max_positions, vocabulary_size)
 
 
 def _read_config(path: Path) -> tuple[BertConfig, int]:
@@ -213,14 +231,17 @@ def _read_config(path: Path) -> tuple[BertConfig, int]:
         options |= {name: value for name, value in published.get("pretrain", {}).items() if name in EXAMPLES}
         length = options.get("max_sequence_length", default_length)
         options["max_sequence_length"] = min(length, int(options["max_positions"]))
-        return BertConfig.model_validate(options, strict=False), int(published["vocab_size"])
+        config = BertConfig.model_validate(options, strict=False)
+        if config.attention_dropout == config.dropout:
+            config = config.model_copy(update={"attention_dropout": None})
+        return config, int(published["vocab_size"])
     except ValidationError as error:
         problem = error.errors()[0]
         raise ExportError(f"{path}: {'.'.join(map(str, problem['loc']))} {problem['msg']}") from error
 
 
-def _fill(model: BertModel, folder: Path) -> list[str]:
-    """Copies every tensor of `folder` that the model has; returns the names of the heads' that it does not hold."""
+def _fill(model: BertModel, folder: Path, max_positions: int, vocabulary_size: int) -> list[str]:
+    """Copies every tensor of `folder`, of so many positions and words, that the model has; returns what it lacks."""
     path, tensors = _read_tensors(folder)
     word_embeddings = tensors.get("bert.embeddings.word_embeddings.weight")
     decoder = tensors.pop("cls.predictions.decoder.weight", None)
@@ -232,15 +253,23 @@ def _fill(model: BertModel, folder: Path) -> list[str]:
     for name, parameter in model.named_parameters():
         published = published_name(name)
         tensor = tensors.pop(published, None)
+        expected = list(parameter.shape)
+        if name in BY_WORD:
+            expected[0] = vocabulary_size
+        elif name == POSITIONS:
+            expected[0] = max_positions
         if tensor is None:
             if name.startswith("encoder."):
                 raise ExportError(f"{path} has no {published}")
             absent.append(name)
-        elif tensor.shape != parameter.shape:
-            raise ExportError(f"{path}: {published} is {list(tensor.shape)}, the model's is {list(parameter.shape)}")
+        elif list(tensor.shape) != expected:
+            raise ExportError(f"{path}: {published} is {list(tensor.shape)}, the model's is {expected}")
         else:
+            rows = min(len(tensor), model.vocabulary_size) if name in BY_WORD else len(tensor)
             with torch.no_grad():
-                parameter.copy_(tensor)
+                parameter[:rows] = tensor[:rows]
+            if name == POSITIONS and rows < len(parameter):
+                absent.append(f"positions {rows} to {len(parameter) - 1}")
     # Heads of other tasks are left alone, but an encoder must be read whole.
     others = ("bert.pooler.",) if model.pooler is None else ()
     left = [name for name in tensors if name.startswith("bert.") and not name.startswith(others)]

@@ -15,6 +15,14 @@ from pretrain.models.bert.attention import Attention
 SEGMENTS = 2
 """Sentence A and sentence B."""
 
+VOCABULARY_MULTIPLE = 64
+"""The word matrix has a multiple of so many rows, for the sake of the matrix products; those without a word are 0."""
+
+
+def padded_vocabulary(size: int) -> int:
+    """Rows of the word matrix."""
+    return -(-size // VOCABULARY_MULTIPLE) * VOCABULARY_MULTIPLE
+
 
 class LayerNorm(nn.Module):
     """Layer normalisation over the last dimension, in float32 at least, whatever the parameters' type."""
@@ -50,7 +58,7 @@ class Embeddings(nn.Module):
 
     def __init__(self, config: BertConfig, vocabulary_size: int) -> None:
         super().__init__()
-        self.words = nn.Embedding(vocabulary_size, config.hidden_size)
+        self.words = nn.Embedding(padded_vocabulary(vocabulary_size), config.hidden_size)
         self.positions = nn.Embedding(config.max_positions, config.hidden_size)
         self.segments = nn.Embedding(SEGMENTS, config.hidden_size)
         self.norm = LayerNorm(config.hidden_size, config.layer_norm_epsilon)
@@ -72,7 +80,7 @@ class SelfAttention(nn.Module):
         super().__init__()
         size = config.hidden_size
         self.num_heads = config.num_heads
-        self.dropout = config.dropout
+        self.dropout = config.dropout_of_attention
         self.query = nn.Linear(size, size)
         self.key = nn.Linear(size, size)
         self.value = nn.Linear(size, size)

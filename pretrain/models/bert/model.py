@@ -61,9 +61,10 @@ class BertEncoder(nn.Module):
 class MaskedWordHead(nn.Module):
     """Logits over the vocabulary; the output matrix is the word embeddings' own Parameter, with a bias of its own."""
 
-    def __init__(self, config: BertConfig, words: nn.Embedding) -> None:
+    def __init__(self, config: BertConfig, words: nn.Embedding, vocabulary_size: int) -> None:
         super().__init__()
         size = config.hidden_size
+        self.vocabulary_size = vocabulary_size
         self.transform = nn.Linear(size, size)
         self.activation = Activation(config.activation)
         self.norm = LayerNorm(size, config.layer_norm_epsilon)
@@ -73,7 +74,7 @@ class MaskedWordHead(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """[rows, vocabulary] from [rows, hidden]."""
         logits: Tensor = self.decoder(self.norm(self.activation(self.transform(x))))
-        return logits
+        return logits[:, : self.vocabulary_size]  # the rows without a word get no gradient, and stay 0
 
 
 class BertModel(nn.Module):
@@ -87,7 +88,7 @@ class BertModel(nn.Module):
         self.config = config
         self.vocabulary_size = vocabulary_size
         self.encoder = BertEncoder(config, vocabulary_size)
-        self.masked_words = MaskedWordHead(config, self.encoder.embeddings.words)
+        self.masked_words = MaskedWordHead(config, self.encoder.embeddings.words, vocabulary_size)
         self.pooler = nn.Linear(config.hidden_size, config.hidden_size) if config.next_sentence else None
         self.next_sentence = nn.Linear(config.hidden_size, 2) if config.next_sentence else None
         self._initialize(config.initializer_range)
@@ -131,6 +132,7 @@ class BertModel(nn.Module):
                 nn.init.trunc_normal_(parameter, std=deviation, a=-2 * deviation, b=2 * deviation)
             elif name.endswith(".bias"):
                 nn.init.zeros_(parameter)
+        nn.init.zeros_(self.encoder.embeddings.words.weight[self.vocabulary_size :])
 
 
 def build_model(config: BertConfig, vocabulary_size: int) -> BertModel:

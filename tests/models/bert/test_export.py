@@ -231,7 +231,7 @@ def test_damage_is_named(message: str, damage: Change, folder: Path) -> None:
         ({"num_heads": 2}, r"num_heads is 4 there and 2 in this run's model"),
         ({"num_layers": 3}, r"num_layers is 2 there and 3"),
         ({"activation": "gelu_tanh"}, r"activation is gelu there and gelu_tanh"),
-        ({"max_positions": 128}, r"position_embeddings.weight is \[64, 32\], the model's is \[128, 32\]"),
+        ({"max_positions": 32, "max_sequence_length": 32}, r"max_positions is 64 there and 32 in this run's model"),
     ],
 )
 def test_a_run_of_another_shape_cannot_start_from_it(
@@ -240,6 +240,43 @@ def test_a_run_of_another_shape_cannot_start_from_it(
     other = BertModel(BertConfig.model_validate(model.config.model_dump() | changes), 200)
     with pytest.raises(ExportError, match=message):
         FAMILY.initialize(other, folder)
+
+
+def test_positions_are_extended(folder: Path, model: BertModel, inputs: dict[str, Tensor]) -> None:
+    longer = BertModel(BertConfig.model_validate(model.config.model_dump() | {"max_positions": 100}), 200).eval()
+    fresh = longer.encoder.embeddings.positions.weight[64:].clone()
+    assert FAMILY.initialize(longer, folder) == ["positions 64 to 99"]
+    assert torch.equal(longer.encoder.embeddings.positions.weight[:64], model.encoder.embeddings.positions.weight)
+    assert torch.equal(longer.encoder.embeddings.positions.weight[64:], fresh)
+    assert torch.equal(longer.encoder(**inputs).layers[-1], model.encoder(**inputs).layers[-1])
+
+
+def test_rows_without_a_word_are_neither_written_nor_read(
+    folder: Path, model: BertModel, tokenizer: WordPieceTokenizer
+) -> None:
+    tensors = load_file(folder / "model.safetensors")
+    assert tensors[WORDS].shape == (200, 32) and tensors["cls.predictions.bias"].shape == (200,)
+    # published files may be padded themselves, which their config.json counts
+    for name in (WORDS, "cls.predictions.bias"):
+        tensors[name] = torch.cat([tensors[name], torch.ones_like(tensors[name][:24])])
+    save_file(tensors, folder / "model.safetensors")
+    _edit_config(vocab_size=224)(folder)
+    again = BertModel(model.config, 200)
+    assert FAMILY.initialize(again, folder, tokenizer) == []
+    for (name, one), (_, other) in zip(model.state_dict().items(), again.state_dict().items(), strict=True):
+        assert torch.equal(one, other), name
+    _edit_config(vocab_size=190)(folder)
+    with pytest.raises(ExportError, match=r"vocab_size is 190 there and 200 in this run"):
+        FAMILY.initialize(again, folder, tokenizer)
+
+
+def test_both_dropouts_are_written_and_read(model: BertModel, tokenizer: WordPieceTokenizer, tmp_path: Path) -> None:
+    for given, written in ((None, 0.1), (0.0, 0.0)):
+        config = BertConfig.model_validate(model.config.model_dump() | {"attention_dropout": given})
+        FAMILY.write(tmp_path, ModelFolder(model, tokenizer, config))
+        published = json.loads((tmp_path / "config.json").read_text())
+        assert [published[f"{name}_dropout_prob"] for name in ("hidden", "attention_probs")] == [0.1, written]
+        assert FAMILY.read(tmp_path).config == config
 
 
 def test_a_model_without_tokenizer_is_not_written(model: BertModel, tmp_path: Path) -> None:
@@ -254,7 +291,6 @@ def test_a_model_without_pairs_is_a_masked_language_model(
 
     config = BertConfig.model_validate(model.config.model_dump() | {"next_sentence": False})
     ours = BertModel(config, tokenizer.vocabulary_size).eval()
-    assert sum(p.numel() for p in ours.parameters()) == config.parameters(tokenizer.vocabulary_size)
     assert FAMILY.initialize(ours, folder) == [], "what it has no place for is left alone"
     FAMILY.write(tmp_path / "single", ModelFolder(ours, tokenizer, config))
     theirs, loaded = BertForMaskedLM.from_pretrained(tmp_path / "single", output_loading_info=True)

@@ -196,9 +196,41 @@ def test_initialisation() -> None:
 
 
 def test_parameters_are_as_many_as_planned_and_tied(model: BertModel) -> None:
-    assert sum(p.numel() for p in model.parameters()) == model.config.parameters(model.vocabulary_size)
+    # 200 words in 256 rows, each of them with a bias
+    padding = 56 * (model.config.hidden_size + 1)
+    assert sum(p.numel() for p in model.parameters()) == model.config.parameters(model.vocabulary_size) + padding
     assert model.masked_words.decoder.weight is model.encoder.embeddings.words.weight
     assert BertConfig().parameters(30522) == pytest.approx(110e6, rel=0.01)
+
+
+def test_rows_without_a_word_are_never_predicted_and_stay_0(model: BertModel) -> None:
+    ids = torch.randint(5, 200, (4, 16), generator=torch.Generator().manual_seed(0))
+    batch = {
+        "input_ids": ids,
+        "segment_ids": torch.zeros_like(ids),
+        "attention_mask": torch.ones_like(ids),
+        "is_next": torch.arange(4) % 2,
+        "masked_positions": torch.arange(1, 64, 7),
+        "masked_labels": ids.flatten()[1::7],
+    }
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.1)
+    for _ in range(3):
+        terms = losses(model, batch)
+        (terms["mlm"].total + terms["nsp"].total).backward()
+        optimizer.step()
+    words, bias = model.encoder.embeddings.words.weight, model.masked_words.decoder.bias
+    assert len(words) == len(bias) == 256
+    assert words[:200].any(dim=1).all() and bias[:200].all()
+    assert not words[200:].any() and not bias[200:].any()
+    predictions = model(**{name: batch[name] for name in batch if name not in ("is_next", "masked_labels")}).words
+    assert predictions.shape == (9, 200)
+
+
+def test_dropout_of_attention_is_that_of_hidden_states_or_its_own() -> None:
+    assert BertConfig(dropout=0.2).dropout_of_attention == 0.2
+    config = BertConfig(dropout=0.2, attention_dropout=0.0, hidden_size=32, num_heads=2, num_layers=1)
+    model = BertModel(config, 100)
+    assert [model.encoder.layers[0].attention.dropout, model.encoder.layers[0].dropout.p] == [0.0, 0.2]
 
 
 def test_biases_and_layer_norms_do_not_decay(model: BertModel) -> None:
