@@ -69,6 +69,8 @@ class ElmoConfig(Section):
 
     decays_weights: ClassVar[bool] = False
     """The original decays nothing."""
+    ways: ClassVar[tuple[str, ...]] = ()
+    """Options that say how the model is computed, and not what."""
 
     kind: Literal["elmo"] = "elmo"
     initialize_from: PathOption | None = None
@@ -164,6 +166,8 @@ class BertConfig(Section):
 
     decays_weights: ClassVar[bool] = True
     """All but biases and LayerNorm."""
+    ways: ClassVar[tuple[str, ...]] = ("attention", "compile", "activation_checkpointing")
+    """Options that say how the model is computed, and not what."""
 
     kind: Literal["bert"] = "bert"
     initialize_from: PathOption | None = None
@@ -206,6 +210,18 @@ class BertConfig(Section):
     """Tokens of a pack; `null`: max_sequence_length, which pairs fill to 98%, or eight times as many for full
     sentences, which are all about as long."""
 
+    attention: Literal["auto", "varlen_fa3", "varlen", "flash_attn", "nested", "masked", "padded"] = "auto"
+    """How packs are read; the result is the same, but for rounding. `auto`: on CUDA the first that works there, in the
+    order given here, on CPU one of the last two. `varlen_fa3` and `varlen`: torch's kernels for sequences on end, with
+    FlashAttention 3 or 2 (16 bits, no dropout); `flash_attn`: the package of that name (16 bits); `nested`: torch's
+    nested tensors; `masked`: whole packs under a mask; `padded`: one sequence a row."""
+    compile: bool | None = None
+    """Whether layers and heads are compiled with `torch.compile`; `null`: on CUDA where it works, except with
+    `sharding.zero_stage` 3 and `nested` attention, which break the graphs."""
+    activation_checkpointing: bool = False
+    """Whether a layer's inside is computed again in the backward pass instead of being kept: less memory, a third more
+    work."""
+
     @model_validator(mode="after")
     def _check(self) -> Self:
         problems = []
@@ -216,6 +232,8 @@ class BertConfig(Section):
             problems.append(f"max_sequence_length ({length}) is more than max_positions ({most})")
         if self.pack_length is not None and self.pack_length < length:
             problems.append(f"pack_length ({self.pack_length}) is less than max_sequence_length ({length})")
+        if self.attention != "auto" and not self.packing:
+            problems.append(f"attention is {self.attention}, a way to read packs, and packing is false")
         if problems:
             raise ValueError("\n".join(problems))
         return self

@@ -112,6 +112,8 @@ class RunConfig(Section):
         }
         for how in ("workers", "folder"):
             kept["data"].pop(how)
+        for how in self.model.ways:
+            kept["model"].pop(how)
         kept["batch"] = {"global_size": self.batch.global_size}
         return flatten(kept)
 

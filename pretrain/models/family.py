@@ -7,7 +7,7 @@ from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor, device, dtype, nn
 
 from pretrain.data.blocks import Arrays, Block, Examples
 from pretrain.data.documents import Encoded as Encoded
@@ -161,6 +161,9 @@ class Family:
     if `reset`; None for families that do not predict every word, and carry no state."""
     write_token_embeddings: Callable[[Path, ModelFolder], None] | None = None
     """Adds the token layer of every word of the vocabulary to a model folder, where the format has a file for it."""
+    tune: Callable[[nn.Module, device, dtype, int], list[str]] | None = None
+    """(model, device, type of matrix products, ZeRO stage) -> lines for the log: settles in place how the model is
+    computed there, not what; raises ConfigError where its config asks for what does not work."""
     vocabulary_problem: Callable[[Any, Tokenizer, NDArray[np.int64]], str | None] | None = None
     """(model config, tokenizer, how often each id occurs in the training text) -> what makes this vocabulary unfit to
     train on, in a line; None where nothing does."""

@@ -147,6 +147,15 @@ def build_initial_model(config: RunConfig, tokenizer: Tokenizer) -> torch.nn.Mod
         return get_family(config.model.kind).build_model(config.model, tokenizer.vocabulary_size)
 
 
+def tune(config: RunConfig, model: torch.nn.Module, device: torch.device) -> list[str]:
+    """Settles how the model of a run is computed on a device; what the log should say. Raises ConfigError."""
+    family = get_family(config.model.kind)
+    if family.tune is None:
+        return []
+    dtype = torch.bfloat16 if config.precision == "bf16-mixed" else torch.float32
+    return family.tune(model, device, dtype, config.sharding.zero_stage)
+
+
 def evaluate_run(folder: ModelFolder, store: Store) -> Losses:
     """The loss of a model over all the held-out text of a prepared corpus."""
     manifest = store.read_manifest()

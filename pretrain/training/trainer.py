@@ -34,7 +34,7 @@ from pretrain.training.callbacks import Measure, StepEnd, held_out_step, rank_la
 from pretrain.training.module import Pretraining
 from pretrain.training.optimizer import share_out
 from pretrain.training.strategy import build_strategy
-from pretrain.training.trained import held_out_batches, load_tokenizer
+from pretrain.training.trained import held_out_batches, load_tokenizer, tune
 
 log = logging.getLogger(__name__)
 
@@ -68,6 +68,9 @@ def run_rank(config: RunConfig, store: Store, world: World, stop_after: int | No
         if newest:
             log.info("resuming %s at step %d of %d", folder.path, step, config.schedule.total_steps)
     set_up_arithmetic(config.deterministic)
+    device = rank_device(world)
+    for line in tune(config, module.model, device):
+        log.info("%s", line)
     callbacks: list[Callback] = [
         Restore(newest, config),
         StepEnd(
@@ -81,7 +84,7 @@ def run_rank(config: RunConfig, store: Store, world: World, stop_after: int | No
     ]
     weights = [source.weight for source in config.data.sources]
     loader = build_loader(config, tokenizer, training_sources(store, manifest, weights), positions, world)
-    trainer = build_trainer(config, world, callbacks, steps=stop - step)
+    trainer = build_trainer(config, world, device, callbacks, steps=stop - step)
     with warnings.catch_warnings():
         ignore_known_warnings()
         trainer.fit(module, train_dataloaders=loader)
@@ -172,13 +175,18 @@ class Restore(Callback):
         gather_objects(None)
 
 
-def build_trainer(config: RunConfig, world: World, callbacks: list[Callback], steps: int) -> Trainer:
+def rank_device(world: World) -> torch.device:
+    """What this rank computes on."""
+    return torch.device("cuda", world.local_rank) if torch.cuda.is_available() else torch.device("cpu")
+
+
+def build_trainer(
+    config: RunConfig, world: World, device: torch.device, callbacks: list[Callback], steps: int
+) -> Trainer:
     """Lightning's trainer with everything of its own that we replace switched off."""
-    cuda = torch.cuda.is_available()
-    device = torch.device("cuda", world.local_rank) if cuda else torch.device("cpu")
     clip = config.optimizer.clip_norm
     return Trainer(
-        accelerator="cuda" if cuda else "cpu",
+        accelerator=device.type,
         devices=world.local_size,
         num_nodes=world.size // world.local_size,
         strategy=build_strategy(config, world.size, device),

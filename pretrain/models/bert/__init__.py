@@ -5,6 +5,7 @@ from pretrain.models.bert.export import initialize, read, recognises, write
 from pretrain.models.bert.model import build_model, encode, no_decay
 from pretrain.models.bert.objective import build_objective
 from pretrain.models.bert.tokens import learn_tokenizer, load_tokenizer
+from pretrain.models.bert.tuning import tune
 from pretrain.models.family import Family
 
 FAMILY = Family(
@@ -23,5 +24,6 @@ FAMILY = Family(
     write=write,
     initialize=initialize,
     export_format="transformers",
+    tune=tune,
 )
 """BERT's record."""

@@ -2,17 +2,19 @@
 
 Shapes: B rows of T tokens, H hidden size; S places for sequences in a row; N sequences in all, L tokens of the longest.
 
-Both ways are tuples of tensors, since ZeRO 3 looks for a module's tensors only inside tuples, lists and dictionaries.
+All ways are tuples of tensors, since ZeRO 3 looks for a module's tensors only inside tuples, lists and dictionaries.
 """
 
-from typing import NamedTuple, Protocol
+import importlib
+from typing import Any, NamedTuple, Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 TOO_LONG = 2
-"""A row is read as one, under a mask, up to so many times the longest sequence: what is masked is computed too."""
+"""On CPU a row is read as one, under a mask, up to so many times the longest sequence: what is masked is computed too.
+"""
 
 
 class Attention(Protocol):
@@ -52,20 +54,78 @@ class WithinSequences(NamedTuple):
         return F.pad(mixed.flatten(0, 1), (0, 0, 0, 1)).index_select(0, self.places).view_as(query)
 
 
+class OnEnd(NamedTuple):
+    """All sequences on end, in one call of a kernel that knows where each begins; padding is sequences of its own."""
+
+    way: str
+    """`varlen`, `flash_attn` or `nested`."""
+    starts: Tensor
+    """int32 [sequences + 1]: where each begins in the flattened rows, and where the last ends."""
+    longest: int
+    """Tokens of any sequence, at most."""
+
+    def __call__(self, query: Tensor, key: Tensor, value: Tensor, *, num_heads: int, dropout: float) -> Tensor:
+        """As `Attention` has it."""
+        tokens = (x.reshape(-1, num_heads, x.shape[2] // num_heads) for x in (query, key, value))
+        mixed = KERNELS[self.way](*tokens, self.starts, self.longest, dropout)
+        return mixed.reshape(query.shape)
+
+
+def _varlen(query: Tensor, key: Tensor, value: Tensor, starts: Tensor, longest: int, dropout: float) -> Tensor:
+    """torch's kernel for sequences of different lengths."""
+    from torch.nn.attention.varlen import varlen_attn
+
+    if dropout:
+        raise ValueError("it has no dropout")
+    mixed = varlen_attn(query, key, value, starts, starts, longest, longest)
+    assert isinstance(mixed, Tensor)
+    return mixed
+
+
+def _flash_attn(query: Tensor, key: Tensor, value: Tensor, starts: Tensor, longest: int, dropout: float) -> Tensor:
+    """The kernel of the flash-attn package."""
+    package: Any = importlib.import_module("flash_attn")
+    mixed: Tensor = package.flash_attn_varlen_func(
+        query, key, value, starts, starts, longest, longest, dropout_p=dropout
+    )
+    return mixed
+
+
+def _nested(query: Tensor, key: Tensor, value: Tensor, starts: Tensor, longest: int, dropout: float) -> Tensor:
+    """torch's attention over nested tensors."""
+    offsets = starts.long()
+    ragged = (
+        torch.nested.nested_tensor_from_jagged(x, offsets, min_seqlen=0, max_seqlen=longest).transpose(1, 2)
+        for x in (query, key, value)
+    )
+    mixed: Tensor = F.scaled_dot_product_attention(*ragged, dropout_p=dropout).transpose(1, 2)
+    return mixed.values()
+
+
+KERNELS = {"varlen": _varlen, "flash_attn": _flash_attn, "nested": _nested}
+"""The ways to read sequences on end: from [tokens, heads, width of a head] three times, the same."""
+
+
 def read_rows(attention_mask: Tensor) -> WithinRows:
     """Every token reads the real ones of its row; `attention_mask` [B, T] is 1 where there is one."""
     return WithinRows(attention_mask.bool()[:, None, None, :])
 
 
-def read_packs(sequence_lengths: Tensor, length: int) -> Attention:
+def read_packs(way: str, sequence_lengths: Tensor, length: int, longest: int) -> Attention:
     """Every token reads its own sequence's; padding reads padding, or nothing.
 
-    `sequence_lengths` int64 [B, S] follow each other in rows of `length` tokens. On CPU, long rows are taken apart; the
-    shapes that this needs depend on the data, for which an accelerator would have to be waited for.
+    `sequence_lengths` int64 [B, S], of `longest` at most, follow each other in rows of `length` tokens. `way` is as
+    `model.attention` has it. All shapes are constant, but for `padded`: those depend on the data, for which an
+    accelerator has to be waited for.
     """
-    if sequence_lengths.device.type == "cpu" and length > TOO_LONG * int(sequence_lengths.max()):
+    if way == "auto":
+        on_cpu = sequence_lengths.device.type == "cpu"
+        way = "padded" if on_cpu and length > TOO_LONG * int(sequence_lengths.max()) else "masked"
+    if way == "padded":
         return _by_sequence(sequence_lengths, length)
-    return _by_row(sequence_lengths, length)
+    if way == "masked":
+        return _by_row(sequence_lengths, length)
+    return _on_end("varlen" if way == "varlen_fa3" else way, sequence_lengths, length, longest)
 
 
 def sequence_starts(sequence_lengths: Tensor, length: int) -> Tensor:
@@ -86,9 +146,17 @@ def _by_sequence(sequence_lengths: Tensor, length: int) -> WithinSequences:
     there = sequence_lengths.flatten() > 0
     starts = sequence_starts(sequence_lengths, length)[there, None]
     lengths = sequence_lengths.flatten()[there, None]
-    within = torch.arange(int(lengths.max()))
+    within = torch.arange(int(lengths.max()), device=lengths.device)
     mask = within < lengths
     tokens = starts + within * mask
-    places = torch.full((sequence_lengths.shape[0] * length,), mask.numel())
-    places[tokens[mask]] = torch.arange(mask.numel()).view_as(mask)[mask]
+    places = torch.full((sequence_lengths.shape[0] * length,), mask.numel(), device=lengths.device)
+    places[tokens[mask]] = torch.arange(mask.numel(), device=lengths.device).view_as(mask)[mask]
     return WithinSequences(tokens.flatten(), mask[:, None, None, :], places)
+
+
+def _on_end(way: str, sequence_lengths: Tensor, length: int, longest: int) -> OnEnd:
+    # What is left of a row is cut up, so that no sequence is longer than the kernel was told.
+    left = length - sequence_lengths.sum(1, keepdim=True)
+    before = longest * torch.arange(-(-length // longest), device=left.device)
+    lengths = torch.cat([sequence_lengths, (left - before).clamp(0, longest)], dim=1).flatten()
+    return OnEnd(way, F.pad(lengths.cumsum(0, dtype=torch.int32), (1, 0)), longest)

@@ -5,6 +5,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from pretrain.config.models import BertConfig
 from pretrain.models.bert.attention import Attention, read_packs, read_rows, sequence_starts
@@ -27,6 +28,10 @@ class BertEncoder(nn.Module):
     def __init__(self, config: BertConfig, vocabulary_size: int) -> None:
         super().__init__()
         self.max_positions = config.max_positions
+        self.longest_packed = config.max_sequence_length
+        self.attention = config.attention
+        """The way that packs are read; `tuning` puts another in the place of `auto`."""
+        self.activation_checkpointing = config.activation_checkpointing
         self.embeddings = Embeddings(config, vocabulary_size)
         self.layers = nn.ModuleList(Layer(config) for _ in range(config.num_layers))
 
@@ -49,11 +54,14 @@ class BertEncoder(nn.Module):
         if sequence_lengths is None:
             attend: Attention = read_rows(attention_mask)
         else:
-            attend = read_packs(sequence_lengths, input_ids.shape[1])
+            attend = read_packs(self.attention, sequence_lengths, input_ids.shape[1], self.longest_packed)
         x = self.embeddings(input_ids, segment_ids, positions)
         kept = [x]
         for layer in self.layers:
-            x = layer(x, attend)
+            if self.activation_checkpointing and torch.is_grad_enabled():
+                x = checkpoint(layer, x, attend, use_reentrant=False)
+            else:
+                x = layer(x, attend)
             kept = [*kept, x] if all_layers else [x]
         return LayerVectors(tuple(kept), attention_mask.bool())
 

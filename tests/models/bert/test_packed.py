@@ -62,7 +62,7 @@ def test_packed_equals_padded(next_sentence: bool, length: int, block: Block, to
     padded_model = build(tokenizer, packing=False, next_sentence=next_sentence)
     packed_model = build(tokenizer, pack_length=length, next_sentence=next_sentence)
     padded, packed = (batch_of(model, block, tokenizer) for model in (padded_model, packed_model))
-    assert type(read_packs(packed["sequence_lengths"], length)) is WAYS[length]
+    assert type(read_packs("auto", packed["sequence_lengths"], length, 64)) is WAYS[length]
     assert (packed["sequence_lengths"] > 0).sum() == len(padded["input_ids"]) > len(packed["input_ids"])
     expected, terms = losses(padded_model, padded), losses(packed_model, packed)
     assert set(terms) == set(expected) == ({"mlm", "nsp"} if next_sentence else {"mlm"})
@@ -163,7 +163,7 @@ def test_both_ways_to_read_a_pack_agree(
     outputs = []
     for longest, way in ((99, WithinRows), (0, WithinSequences)):
         monkeypatch.setattr(attention, "TOO_LONG", longest)
-        attend = read_packs(batch["sequence_lengths"], length)
+        attend = read_packs("auto", batch["sequence_lengths"], length, 64)
         assert type(attend) is way
         outputs.append(attend(query, key, value, num_heads=4, dropout=0.0))
     real = batch["attention_mask"].bool()
