@@ -66,9 +66,8 @@ class OnEnd(NamedTuple):
 
     def __call__(self, query: Tensor, key: Tensor, value: Tensor, *, num_heads: int, dropout: float) -> Tensor:
         """As `Attention` has it."""
-        tokens = (x.reshape(-1, num_heads, x.shape[2] // num_heads) for x in (query, key, value))
-        mixed = KERNELS[self.way](*tokens, self.starts, self.longest, dropout)
-        return mixed.reshape(query.shape)
+        q, k, v = (x.reshape(-1, num_heads, x.shape[2] // num_heads) for x in (query, key, value))
+        return KERNELS[self.way](q, k, v, self.starts, self.longest, dropout).reshape(query.shape)
 
 
 def _varlen(query: Tensor, key: Tensor, value: Tensor, starts: Tensor, longest: int, dropout: float) -> Tensor:
@@ -94,11 +93,11 @@ def _flash_attn(query: Tensor, key: Tensor, value: Tensor, starts: Tensor, longe
 def _nested(query: Tensor, key: Tensor, value: Tensor, starts: Tensor, longest: int, dropout: float) -> Tensor:
     """torch's attention over nested tensors."""
     offsets = starts.long()
-    ragged = (
+    q, k, v = (
         torch.nested.nested_tensor_from_jagged(x, offsets, min_seqlen=0, max_seqlen=longest).transpose(1, 2)
         for x in (query, key, value)
     )
-    mixed: Tensor = F.scaled_dot_product_attention(*ragged, dropout_p=dropout).transpose(1, 2)
+    mixed: Tensor = F.scaled_dot_product_attention(q, k, v, dropout_p=dropout).transpose(1, 2)
     return mixed.values()
 
 

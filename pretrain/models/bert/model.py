@@ -29,7 +29,7 @@ class BertEncoder(nn.Module):
         super().__init__()
         self.max_positions = config.max_positions
         self.longest_packed = config.max_sequence_length
-        self.attention = config.attention
+        self.attention: str = config.attention
         """The way that packs are read; `tuning` puts another in the place of `auto`."""
         self.activation_checkpointing = config.activation_checkpointing
         self.embeddings = Embeddings(config, vocabulary_size)

@@ -60,7 +60,7 @@ def choose_attention(config: BertConfig, device: torch.device, dtype: torch.dtyp
         return config.attention, []
     if device.type == "cpu":
         return "auto", []
-    skipped = []
+    skipped: list[str] = []
     for way in LADDER:
         problem = attention_problem(way, config, device, dtype)
         if problem is None:
@@ -132,7 +132,8 @@ def compile_problem(model: BertModel, device: torch.device, dtype: torch.dtype, 
     def run(work: Callable[..., Tensor]) -> Tensor:
         with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
             y = work(x, attend).float()
-        return torch.cat([y.flatten(), *(g.flatten() for g in torch.autograd.grad(y.sum(), layer.parameters()))])
+        gradients = torch.autograd.grad(y.sum(), list(layer.parameters()))
+        return torch.cat([y.flatten(), *(gradient.flatten() for gradient in gradients)])
 
     try:
         plain, compiled = run(layer), run(torch.compile(layer, fullgraph=True))
