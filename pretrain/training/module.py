@@ -12,7 +12,7 @@ from pretrain.data.stream import Share
 from pretrain.models import get_family
 from pretrain.models.family import Batch, Tokenizer
 from pretrain.models.loss import LossSums, LossTerm
-from pretrain.runtime.distributed import sum_over_ranks
+from pretrain.runtime.distributed import HostSums
 from pretrain.runtime.seeding import seed_of
 from pretrain.training.optimizer import build_optimizer
 from pretrain.training.trained import build_initial_model
@@ -43,13 +43,22 @@ class Pretraining(LightningModule):
         self.counts: dict[str, int] = {}
         """Of the current step, over all ranks: predictions per term, and tokens."""
         self.gradient_norm: Tensor | None = None
+        self._sum_over_ranks: HostSums | None = None
         self.digest = 0
         """Of the current step, over all ranks."""
 
     def transfer_batch_to_device(self, batch: MicroBatch, device: torch.device, dataloader_idx: int) -> MicroBatch:
-        """Moves a micro-batch's tensors; all else stays as it is."""
-        batch.tensors = {name: tensor.to(device, non_blocking=True) for name, tensor in batch.tensors.items()}
+        """Moves a micro-batch's tensors, without waiting for the device; all else stays as it is."""
+        on_cuda = device.type == "cuda"
+        batch.tensors = {
+            name: (tensor.pin_memory() if on_cuda else tensor).to(device, non_blocking=True)
+            for name, tensor in batch.tensors.items()
+        }
         return batch
+
+    def on_train_start(self) -> None:
+        """Once the ranks know each other."""
+        self._sum_over_ranks = HostSums()
 
     def training_step(self, batch: MicroBatch, batch_idx: int) -> Tensor:
         """This micro-batch's part of the step's mean loss, to take the gradient of: scaled up for what divides it."""
@@ -69,11 +78,11 @@ class Pretraining(LightningModule):
         return scaled
 
     def _count_step(self, share: Share) -> None:
-        """One small all-reduce: the step's counts and digest over all ranks."""
+        """One small all-reduce between hosts: the step's counts and digest over all ranks."""
+        assert self._sum_over_ranks is not None
         names = sorted(share.counts)
         signed = share.digest - 2**64 if share.digest >= 2**63 else share.digest
-        values = torch.tensor([*(share.counts[name] for name in names), signed], dtype=torch.int64, device=self.device)
-        *counts, digest = sum_over_ranks(values).tolist()
+        *counts, digest = self._sum_over_ranks([*(share.counts[name] for name in names), signed])
         self.counts = dict(zip(names, counts, strict=True))
         self.digest = digest % 2**64
 
