@@ -36,7 +36,7 @@ def tune(model: nn.Module, device: torch.device, dtype: torch.dtype, zero_stage:
     if model.config.packing:
         model.encoder.attention, said = choose_attention(model.config, device, dtype)
         lines += said
-    if model.config.compile is not False:
+    if model.config.compile or (model.config.compile is None and device.type == "cuda"):
         problem = compile_problem(model, device, dtype, zero_stage)
         if problem is None:
             compile_parts(model)
@@ -118,8 +118,6 @@ def _disagreement(way: str, config: BertConfig, device: torch.device, dtype: tor
 
 def compile_problem(model: BertModel, device: torch.device, dtype: torch.dtype, zero_stage: int) -> str | None:
     """Why parts of the model are not compiled here; None where a compiled layer runs, and agrees with a plain one."""
-    if model.config.compile is None and device.type != "cuda":
-        return f"the device is {device.type}"
     if zero_stage == 3:
         return "sharding.zero_stage is 3, which gathers weights in the middle of layers"
     if model.encoder.attention == "nested":
