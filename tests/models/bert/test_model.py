@@ -164,7 +164,7 @@ def test_correct_predictions_are_counted(training: bool, model: BertModel) -> No
     is_next = predictions.next_sentence.argmax(1)
     is_next[0], is_next[1] = 1 - is_next[0], IGNORED
     terms = losses(model, {**inputs, "masked_labels": labels, "is_next": is_next})
-    assert (terms["nsp"].count, terms["nsp"].correct) == (5, 4)
+    assert terms["nsp"].count == 5 and terms["nsp"].correct == 4
     assert terms["nsp"].classes is not None
     assert terms["nsp"].classes.tolist() == [is_next.tolist().count(NEXT), is_next.tolist().count(RANDOM)]
     assert terms["mlm"].classes is None
