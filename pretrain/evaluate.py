@@ -46,7 +46,7 @@ class Evaluation:
         """All numbers by name, as `metrics.jsonl` spells them."""
         losses = self.losses
         values: dict[str, Any] = {"what": self.what, "loss": losses.loss, "perplexity": losses.perplexity}
-        values |= {f"{name}_loss": loss for name, loss in losses.terms.items()}
+        values |= losses.metrics
         values |= {f"{name}_perplexity": perplexity for name, perplexity in losses.perplexities.items()}
         if len(losses.perplexities) > 1:
             values |= {
@@ -62,6 +62,10 @@ class Evaluation:
         lines = [f"{self.what}"]
         for name, loss in losses.terms.items():
             shown = f", perplexity {exp(loss):,.2f}" if losses.predicts_tokens[name] else ""
+            if name in losses.accuracies:
+                shown += f", accuracy {losses.accuracies[name]:.2%}"
+            if name in losses.majorities:
+                shown += f" (the more frequent class: {losses.majorities[name]:.2%})"
             lines.append(f"{name}: loss {loss:.4f}{shown} over {losses.counts[name]:,} predictions")
         lines.append(f"loss {losses.loss:.4f}, perplexity {losses.perplexity:,.2f}")
         if len(losses.perplexities) > 1:

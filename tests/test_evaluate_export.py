@@ -93,6 +93,25 @@ def direct(made: Made, which: str) -> dict[str, float]:
     return {name: totals[name] / counts[name] for name in totals}
 
 
+def direct_shares(made: Made, which: str) -> dict[str, float]:
+    """Of a BERT: how often its likeliest word and class are right, and how frequent the more frequent class is."""
+    model = read_trained(made.run, which).folder.model
+    maker = get_family("bert").build_examples(made.config.model, made.tokenizer, 1)
+    right: dict[str, list[bool]] = {"mlm": [], "nsp": []}
+    classes: list[int] = []
+    for number in range(made.held_out[0].shards.blocks):
+        examples = maker.make(made.held_out[0].block(number), generator("held out", 0, number), pad=True)
+        batch = dict(maker.collate(examples.take(0, len(examples))))
+        labels = {"mlm": batch.pop("masked_labels"), "nsp": batch.pop("is_next")}
+        with torch.no_grad():
+            said = dict(zip(labels, model(**batch), strict=True))
+        for name, expected in labels.items():
+            right[name] += (said[name].argmax(1) == expected)[expected != -100].tolist()
+        classes += labels["nsp"][labels["nsp"] != -100].tolist()
+    shares = {f"{name}_accuracy": sum(values) / len(values) for name, values in right.items()}
+    return shares | {"nsp_majority": max(classes.count(0), classes.count(1)) / len(classes)}
+
+
 def test_the_numbers_of_an_evaluation(made: Made) -> None:
     found = evaluate(made.run, checkpoint="4")
     expected = direct(made, "4")
@@ -108,6 +127,14 @@ def test_the_numbers_of_an_evaluation(made: Made) -> None:
     else:
         assert found.losses.loss == pytest.approx(expected["mlm"] + expected["nsp"], rel=1e-5)
         perplexity = math.exp(expected["mlm"])
+        shares = direct_shares(made, "4")
+        assert {name: found.values()[name] for name in shares} == pytest.approx(shares)
+        (line,) = [line for line in metrics(made.config) if line["step"] == 4]
+        assert {name: line[f"held_out_{name}"] for name in shares} == pytest.approx(shares)
+        said = f"accuracy {shares['nsp_accuracy']:.2%} (the more frequent class: {shares['nsp_majority']:.2%})"
+        assert (
+            f"nsp: loss {expected['nsp']:.4f}, {said} over {found.losses.counts['nsp']:,} predictions" in found.lines()
+        )
     assert found.losses.perplexity == pytest.approx(perplexity, rel=1e-5)
 
 
@@ -203,7 +230,7 @@ def test_what_evaluate_prints(made: Made) -> None:
     assert "unigram baseline: loss" in printed.stdout
     values = json.loads(CliRunner().invoke(main, ["evaluate", str(made.run), "--json"]).stdout)
     assert values["loss"] == pytest.approx(found.losses.loss)
-    assert {f"{name}_loss" for name in found.losses.terms} | {"perplexity", "unigram_loss", "what"} <= values.keys()
+    assert found.losses.metrics.keys() | {"perplexity", "unigram_loss", "what"} <= values.keys()
 
 
 @pytest.mark.parametrize(("which", "step"), [("best", None), ("newest", 6), ("2", 2)])

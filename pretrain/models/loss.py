@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
 import torch
@@ -27,6 +28,16 @@ class LossTerm:
     """Whether exp(total / count) is a perplexity."""
     losses: Tensor | None = None
     """Each position's own loss, 0 where it has none, where the objective tells them apart; `total` is their sum."""
+    correct: Tensor | None = None
+    """How many of the predictions hold the true class to be the likeliest (an int64 scalar), where that was asked."""
+    classes: Tensor | None = None
+    """How many of the predictions have each class for the true one (int64 [classes]); comes with `correct`."""
+
+    @property
+    def counted(self) -> Tensor:
+        """`count`, then `correct` and `classes` as far as they are there: int64 [1 to 2 + classes]."""
+        parts = (self.count, self.correct, self.classes)
+        return torch.cat([part.reshape(-1) for part in parts if part is not None])
 
 
 @dataclass(frozen=True)
@@ -37,11 +48,21 @@ class Losses:
     counts: dict[str, int]
     weights: dict[str, float]
     predicts_tokens: dict[str, bool]
+    accuracies: dict[str, float]
+    """The share of correct predictions, of the terms that count them."""
+    majorities: dict[str, float]
+    """The accuracy of always saying the more frequent class, of the terms that count their classes."""
 
     @property
     def loss(self) -> float:
         """The objective: the weighted sum of the terms."""
         return sum(self.weights[name] * value for name, value in self.terms.items())
+
+    @property
+    def metrics(self) -> dict[str, float]:
+        """What is known of each term, as metrics are named: `<term>_loss`, `<term>_accuracy`, `<term>_majority`."""
+        kinds = {"loss": self.terms, "accuracy": self.accuracies, "majority": self.majorities}
+        return {f"{name}_{kind}": value for kind, values in kinds.items() for name, value in values.items()}
 
     @property
     def perplexities(self) -> dict[str, float]:
@@ -67,11 +88,11 @@ def exp(loss: float) -> float:
 
 
 class LossSums:
-    """Totals and counts of loss terms over many micro-batches; the counts may be known beforehand."""
+    """Totals and counts of loss terms over many micro-batches, all of which count the same things."""
 
     def __init__(self) -> None:
         self._totals: dict[str, Tensor] = {}
-        self._counts: dict[str, Tensor] = {}
+        self._counted: dict[str, Tensor] = {}
         self._kinds: dict[str, tuple[float, bool]] = {}
 
     @property
@@ -82,21 +103,26 @@ class LossSums:
     def add(self, terms: Mapping[str, LossTerm]) -> None:
         """Adds one micro-batch, without waiting for the device."""
         for name, term in terms.items():
-            total, count = term.total.detach().double(), term.count.detach()
+            total, counted = term.total.detach().double(), term.counted
             self._totals[name] = self._totals[name] + total if name in self._totals else total
-            self._counts[name] = self._counts[name] + count if name in self._counts else count
+            self._counted[name] = self._counted[name] + counted if name in self._counted else counted
             self._kinds[name] = (term.weight, term.predicts_tokens)
 
     def reduce(self, names: Sequence[str], device: torch.device) -> Losses:
         """The losses over all ranks; every rank must call it with the same names."""
         sums = torch.stack([self._totals[name] for name in names]).to(device)
-        counts = torch.stack([self._counts[name].to(torch.int64) for name in names]).to(device)
+        counted = torch.cat([self._counted[name] for name in names]).to(device)
         sum_over_ranks(sums)
-        sum_over_ranks(counts)
-        values = (sums / counts.clamp(min=1)).tolist()
+        sum_over_ranks(counted)
+        numbers = iter(counted.tolist())
+        found = {name: list(islice(numbers, len(self._counted[name]))) for name in names}
+        counts = {name: count for name, (count, *_) in found.items()}
+        divisors = {name: max(count, 1) for name, count in counts.items()}
         return Losses(
-            terms=dict(zip(names, values, strict=True)),
-            counts=dict(zip(names, counts.tolist(), strict=True)),
+            terms={name: total / divisors[name] for name, total in zip(names, sums.tolist(), strict=True)},
+            counts=counts,
+            accuracies={name: rest[0] / divisors[name] for name, (_, *rest) in found.items() if rest},
+            majorities={name: max(rest[1:]) / divisors[name] for name, (_, *rest) in found.items() if rest[1:]},
             weights={name: self._kinds[name][0] for name in names},
             predicts_tokens={name: self._kinds[name][1] for name in names},
         )
@@ -148,4 +174,6 @@ def measure_held_out(
 
 def nothing(term: LossTerm) -> LossTerm:
     """The same term over no prediction."""
-    return LossTerm(torch.zeros_like(term.total), torch.zeros_like(term.count), term.weight, term.predicts_tokens)
+    total, count = torch.zeros_like(term.total), torch.zeros_like(term.count)
+    correct, classes = (None if part is None else torch.zeros_like(part) for part in (term.correct, term.classes))
+    return LossTerm(total, count, term.weight, term.predicts_tokens, correct=correct, classes=classes)

@@ -95,8 +95,7 @@ class StepEnd(Callback):
         module.sums = LossSums()
         check_finite(module.step, "the loss", losses.loss)
         check_finite(module.step, "the norm of the gradient", 0.0 if norm is None else norm)
-        line: dict[str, Any] = {"step": module.step, "loss": losses.loss}
-        line |= {f"{name}_loss": value for name, value in losses.terms.items()}
+        line: dict[str, Any] = {"step": module.step, "loss": losses.loss} | losses.metrics
         line |= {
             "learning_rate": learning_rate,
             "gradient_norm": norm,
@@ -112,7 +111,7 @@ class StepEnd(Callback):
         losses = self._measure(trainer, module)
         check_finite(module.step, "the held-out loss", losses.loss)
         line |= {"held_out_loss": losses.loss, "held_out_perplexity": losses.perplexity}
-        line |= {f"held_out_{name}_loss": value for name, value in losses.terms.items()}
+        line |= {f"held_out_{name}": value for name, value in losses.metrics.items()}
         return losses.loss
 
     def _write(self, line: dict[str, Any]) -> None:

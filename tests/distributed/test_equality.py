@@ -1,6 +1,7 @@
 """Sharding changes nothing: any ZeRO stage, any accumulation, any number of ranks equals one process."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -53,11 +54,24 @@ def same_run(ours: RunConfig, reference: RunConfig) -> None:
     assert len({line["data_digest"] for line in a}) == len(a) == 20
     for key in (key for key in b[0] if key.endswith("loss")):
         torch.testing.assert_close([x[key] for x in a], [x[key] for x in b], rtol=1e-5, atol=1e-6)
+    if "nsp_loss" in b[0]:
+        same_next_sentences(a, b)
     torch.testing.assert_close([x["gradient_norm"] for x in a], [x["gradient_norm"] for x in b], rtol=1e-4, atol=1e-6)
     weights, expected = final_weights(ours), final_weights(reference)
     assert weights.keys() == expected.keys()
     for name in weights:
         torch.testing.assert_close(weights[name], expected[name], rtol=1e-5, atol=2e-6)
+
+
+def same_next_sentences(a: list[dict[str, Any]], b: list[dict[str, Any]]) -> None:
+    """The shares of right predictions, and of the more frequent class, as the step's examples have it."""
+    for ours, theirs in zip(a, b, strict=True):
+        # Rounding may decide one of the 32 that is almost a tie.
+        assert ours["nsp_accuracy"] == pytest.approx(theirs["nsp_accuracy"], abs=1.01 / 32)
+        assert ours["nsp_majority"] == max(ours["nsp_random_share"], 1 - ours["nsp_random_share"])
+    assert a[-1]["held_out_nsp_majority"] == b[-1]["held_out_nsp_majority"]
+    for key in ("held_out_nsp_accuracy", "held_out_mlm_accuracy"):
+        assert a[-1][key] == pytest.approx(b[-1][key], rel=0.02)
 
 
 @pytest.mark.parametrize(
@@ -87,6 +101,22 @@ def test_every_stage_equals_one_process(family: str, optimizers: tuple[str, ...]
         losses = [line["loss"] for line in metrics(reference)]
         assert sum(losses[-5:]) < sum(losses[:5]), "the runs learn, so the comparison says something"
         assert max(line["gradient_norm"] for line in metrics(reference)) > 0.5, "clipping is at work"
+
+
+@pytest.mark.slow
+def test_four_ranks_equal_one_process(corpus: Path, tmp_path: Path) -> None:
+    """With and without accumulation; the update depends on the gradient's scale."""
+    one = ["sharding.ranks=1", "sharding.zero_stage=0", "batch.micro_size=32"]
+    reference = plain("bert", corpus, tmp_path, "adagrad", "one", *one)
+    sharded = [
+        plain("bert", corpus, tmp_path, "adagrad", name, "sharding.ranks=4", f"batch.micro_size={micro_size}", stage)
+        for name, micro_size, stage in (("ddp", 2, "sharding.zero_stage=0"), ("zero3", 8, "sharding.zero_stage=3"))
+    ]
+    ensure_prepared(reference, get_family("bert"))
+    run_on_ranks([(reference, None)], 1, tmp_path)
+    run_on_ranks([(config, None) for config in sharded], 4, tmp_path)
+    for config in sharded:
+        same_run(config, reference)
 
 
 @pytest.mark.slow

@@ -55,7 +55,9 @@ def test_what_a_run_writes(corpus: Path, tmp_path: Path) -> None:
     assert all(0 < line[share] <= 1 for line in lines for share in ("fill", "nsp_random_share"))
     assert all(line.keys() >= keys | {"gradient_norm", "tokens", "time"} for line in lines)
     assert all(len(line["data_digest"]) == 16 and line["tokens_per_second"] > 0 for line in lines)
-    assert {"held_out_loss", "held_out_perplexity", "held_out_mlm_loss", "held_out_nsp_loss"} <= lines[-1].keys()
+    assert all(0.5 <= line["nsp_majority"] < 1 and "mlm_accuracy" not in line for line in lines)
+    measured = {"loss", "perplexity", "mlm_loss", "mlm_accuracy", "nsp_loss", "nsp_accuracy", "nsp_majority"}
+    assert {f"held_out_{name}" for name in measured} <= lines[-1].keys()
 
     table = [row.split() for row in done.stderr.splitlines()[-4:]]
     assert table[0] == ["step", "loss", "lr", "tokens/s", "held-out"]
@@ -199,7 +201,7 @@ def test_a_run_without_pairs(corpus: Path, tmp_path: Path) -> None:
     train(config, stop_after=3)
     lines = metrics(config)
     assert all(line["loss"] == line["mlm_loss"] and 0.6 < line["fill"] <= 1 for line in lines)
-    assert not {"nsp_loss", "nsp_random_share", "held_out_nsp_loss"} & lines[-1].keys()
+    assert not [key for key in lines[-1] if "nsp" in key] and "held_out_mlm_accuracy" in lines[-1]
     assert lines[-1]["held_out_loss"] == lines[-1]["held_out_mlm_loss"]
     folder = read_model(export(config.folder, tmp_path / "model"))
     assert folder.config.next_sentence is False and folder.config.whole_word_masking is True

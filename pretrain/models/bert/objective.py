@@ -6,6 +6,7 @@ from torch import Tensor, nn
 
 from pretrain.config.models import BertConfig
 from pretrain.models.bert.model import Predictions
+from pretrain.models.bert.pairs import NEXT, RANDOM
 from pretrain.models.bert.sequences import IGNORED
 from pretrain.models.family import Batch, Tokenizer
 from pretrain.models.loss import LossTerm
@@ -22,19 +23,33 @@ class BertObjective:
     ) -> tuple[dict[str, LossTerm], None]:
         """`mlm` over the masked positions and `nsp` over the pairs, if any. Nothing is drawn or carried.
 
-        A batch without a masked position has an `mlm` total of 0, and a gradient of 0 for every parameter.
+        A batch without a masked position has an `mlm` total of 0, and a gradient of 0 for every parameter. Correct
+        words are counted only in `eval` mode, since that takes a pass over all logits.
         """
         predictions: Predictions = model(**{name: tensor for name, tensor in batch.items() if name not in LABELS})
-        terms = {"mlm": _cross_entropy(predictions.words, batch["masked_labels"], predicts_tokens=True)}
+        words, labels = predictions.words, batch["masked_labels"]
+        correct = None if model.training else _correct(words, labels)
+        terms = {"mlm": LossTerm(_cross_entropy(words, labels), (labels != IGNORED).sum(), correct=correct)}
         if predictions.next_sentence is not None:
-            terms["nsp"] = _cross_entropy(predictions.next_sentence, batch["is_next"], predicts_tokens=False)
+            logits, labels = predictions.next_sentence, batch["is_next"]
+            classes = torch.stack([(labels == NEXT).sum(), (labels == RANDOM).sum()])
+            terms["nsp"] = LossTerm(
+                _cross_entropy(logits, labels),
+                classes.sum(),
+                predicts_tokens=False,
+                correct=_correct(logits, labels),
+                classes=classes,
+            )
         return terms, None
 
 
-def _cross_entropy(logits: Tensor, labels: Tensor, *, predicts_tokens: bool) -> LossTerm:
+def _cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
     wide = logits.to(torch.promote_types(logits.dtype, torch.float32))
-    total = F.cross_entropy(wide, labels, ignore_index=IGNORED, reduction="sum")
-    return LossTerm(total, (labels != IGNORED).sum(), predicts_tokens=predicts_tokens)
+    return F.cross_entropy(wide, labels, ignore_index=IGNORED, reduction="sum")
+
+
+def _correct(logits: Tensor, labels: Tensor) -> Tensor:
+    return (logits.detach().argmax(dim=-1) == labels).sum()  # which none that is IGNORED can equal
 
 
 def build_objective(config: BertConfig, tokenizer: Tokenizer) -> BertObjective:

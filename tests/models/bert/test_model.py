@@ -14,6 +14,7 @@ from pretrain.config.models import BertConfig
 from pretrain.models.bert import FAMILY
 from pretrain.models.bert.export import published_name, read
 from pretrain.models.bert.model import BertModel, encode, no_decay
+from pretrain.models.bert.pairs import NEXT, RANDOM
 from pretrain.models.bert.sequences import IGNORED
 from pretrain.models.bert.tokens import WordPieceTokenizer
 from pretrain.models.family import Pieces
@@ -143,6 +144,32 @@ def test_a_batch_without_masks_has_no_loss_and_gradients_of_zero(model: BertMode
         assert parameter.grad is not None and parameter.grad.isfinite().all(), name
         if name.startswith("masked_words."):
             assert not parameter.grad.any(), name
+
+
+@pytest.mark.parametrize("training", [False, True])
+def test_correct_predictions_are_counted(training: bool, model: BertModel) -> None:
+    """Labels that are ignored count for nothing; the words are left alone in training."""
+    ids = torch.randint(5, 200, (6, 16), generator=torch.Generator().manual_seed(0))
+    inputs = {
+        "input_ids": ids,
+        "segment_ids": torch.zeros_like(ids),
+        "attention_mask": torch.ones_like(ids),
+        "masked_positions": torch.arange(1, 96, 7),
+    }
+    model = BertModel(BertConfig.model_validate(model.config.model_dump() | {"dropout": 0}), 200).train(training)
+    predictions = model(**inputs)
+    best = predictions.words.argmax(1)
+    labels = torch.where(torch.arange(len(best)) % 3 == 0, best, best + 1)
+    labels[3:5] = IGNORED
+    is_next = predictions.next_sentence.argmax(1)
+    is_next[0], is_next[1] = 1 - is_next[0], IGNORED
+    terms = losses(model, {**inputs, "masked_labels": labels, "is_next": is_next})
+    assert terms["nsp"].count == 5 and terms["nsp"].correct == 4
+    assert terms["nsp"].classes is not None
+    assert terms["nsp"].classes.tolist() == [is_next.tolist().count(NEXT), is_next.tolist().count(RANDOM)]
+    assert terms["mlm"].classes is None
+    assert terms["mlm"].count == len(best) - 2
+    assert terms["mlm"].correct == (None if training else (labels == best).sum())
 
 
 def test_losses_are_float32_where_the_model_is_not(model: BertModel) -> None:
