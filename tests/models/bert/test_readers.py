@@ -17,7 +17,7 @@ from pretrain.cli import main
 from pretrain.config.models import BertConfig
 from pretrain.data.blocks import Block
 from pretrain.models.bert import FAMILY
-from pretrain.models.bert.export import published_name
+from pretrain.models.bert.export import BY_WORD, published_name
 from pretrain.models.bert.model import BertModel
 from pretrain.models.bert.tokens import SPECIAL, WordPieceTokenizer
 from pretrain.models.family import ModelFolder
@@ -144,6 +144,7 @@ def test_a_folder_of_transformers_is_written_again_as_it_was(activation: str, lo
     """The vocabulary is padded to a round size; the tanh form of GELU has several names, of which we write one."""
     theirs = published(
         tmp_path / "theirs", lowercase, vocab_size=128, hidden_act=activation, hidden_dropout_prob=0.25,
+        attention_probs_dropout_prob=0.125,
         layer_norm_eps=1e-6, initializer_range=0.03,
     )  # fmt: skip
     again = tmp_path / "again"
@@ -155,7 +156,7 @@ def test_a_folder_of_transformers_is_written_again_as_it_was(activation: str, lo
     was, now = (transformers.AutoConfig.from_pretrained(folder).to_dict() for folder in (theirs, again))
     assert now.pop("pretrain")
     for config in (was, now):
-        for key in ("_name_or_path", "transformers_version", "dtype", "attention_probs_dropout_prob"):
+        for key in ("_name_or_path", "transformers_version", "dtype"):
             config.pop(key, None)
     names = [config.pop("hidden_act") for config in (was, now)]
     assert names[0] == names[1] or activation != "gelu"
@@ -187,4 +188,5 @@ def test_training_goes_on_from_a_folder_of_transformers(corpus: Path, tmp_path: 
     weights = final_weights(tiny_config("bert", corpus, tmp_path, *more))
     assert {published_name(name) for name in weights} == expected.keys()
     for name, value in weights.items():
-        torch.testing.assert_close(value, expected[published_name(name)], atol=1e-9, rtol=1e-7)
+        rows = slice(len(expected[published_name(name)]) if name in BY_WORD else None)
+        torch.testing.assert_close(value[rows], expected[published_name(name)], atol=1e-9, rtol=1e-7)
