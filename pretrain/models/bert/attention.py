@@ -84,8 +84,9 @@ def _varlen(query: Tensor, key: Tensor, value: Tensor, starts: Tensor, longest: 
 def _flash_attn(query: Tensor, key: Tensor, value: Tensor, starts: Tensor, longest: int, dropout: float) -> Tensor:
     """The kernel of the flash-attn package."""
     package: Any = importlib.import_module("flash_attn")
+    same = torch.are_deterministic_algorithms_enabled()
     mixed: Tensor = package.flash_attn_varlen_func(
-        query, key, value, starts, starts, longest, longest, dropout_p=dropout
+        query, key, value, starts, starts, longest, longest, dropout_p=dropout, deterministic=same
     )
     return mixed
 

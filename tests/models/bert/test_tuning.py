@@ -80,9 +80,11 @@ def flash_attn(monkeypatch: pytest.MonkeyPatch) -> None:
     """A stand-in for the package, which needs CUDA."""
 
     def flash_attn_varlen_func(
-        q: Tensor, k: Tensor, v: Tensor, cu_q: Tensor, cu_k: Tensor, max_q: int, max_k: int, dropout_p: float = 0.0
-    ) -> Tensor:
+        q: Tensor, k: Tensor, v: Tensor, cu_q: Tensor, cu_k: Tensor, max_q: int, max_k: int, *, dropout_p: float,
+        deterministic: bool,
+    ) -> Tensor:  # fmt: skip
         assert cu_q is cu_k and max_q == max_k >= int(cu_q.diff().max())
+        assert not deterministic
         return attend_one_by_one(q, k, v, cu_q, dropout_p)
 
     module = SimpleNamespace(flash_attn_varlen_func=flash_attn_varlen_func)
