@@ -83,7 +83,7 @@ def test_a_resumed_run_is_bitwise_the_same(corpus: Path, tmp_path: Path) -> None
 
 
 def test_bert_takes_the_fast_ways(capsys: pytest.CaptureFixture[str]) -> None:
-    """Without dropout of attention torch's own kernel for packs; with it, one that can drop out; and compiled layers."""
+    """Without dropout of attention torch's own kernel for packs, with it one that can drop out; compiled layers."""
     device = torch.device("cpu" if DRY else "cuda")
     for dropout, ways in ((0.0, ("varlen_fa3", "varlen")), (None, ("flash_attn", "nested"))):
         config = BertConfig(attention_dropout=dropout, num_layers=2, hidden_size=128, num_heads=2)
