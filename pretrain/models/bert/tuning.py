@@ -7,11 +7,7 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
-from torch.nn.attention import (
-    activate_flash_attention_impl,
-    current_flash_attention_impl,
-    restore_flash_attention_impl,
-)
+from torch.nn import attention as implementations
 
 from pretrain.config.models import BertConfig
 from pretrain.errors import ConfigError
@@ -73,12 +69,12 @@ def attention_problem(way: str, config: BertConfig, device: torch.device, dtype:
     """Why packs cannot be read in this way here; None where it agrees with the plain way, gradients included."""
     try:
         if way == "varlen_fa3":
-            activate_flash_attention_impl("FA3")
+            implementations.activate_flash_attention_impl("FA3")
         problem = _disagreement(way, config, device, dtype)
     except Exception as error:  # whatever a kernel says that is not made for this device, or not installed
         problem = _first_sentence(error)
-    if way == "varlen_fa3" and problem is not None and current_flash_attention_impl() == "FA3":
-        restore_flash_attention_impl()
+    if way == "varlen_fa3" and problem is not None and implementations.current_flash_attention_impl() == "FA3":
+        implementations.restore_flash_attention_impl()
     return problem
 
 
