@@ -210,11 +210,11 @@ class BertConfig(Section):
     """Tokens of a pack; `null`: max_sequence_length, which pairs fill to 98%, or eight times as many for full
     sentences, which are all about as long."""
 
-    attention: Literal["auto", "varlen_fa3", "varlen", "flash_attn", "nested", "masked", "padded"] = "auto"
+    attention: Literal["auto", "varlen_fa3", "varlen", "flash_attn", "nested", "masked", "one_by_one"] = "auto"
     """How packs are read; the result is the same, but for rounding. `auto`: on CUDA the first that works there, in the
-    order given here, on CPU one of the last two. `varlen_fa3` and `varlen`: torch's kernels for sequences on end, with
+    order given here, on CPU the last. `varlen_fa3` and `varlen`: torch's kernels for sequences on end, with
     FlashAttention 3 or 2 (16 bits, no dropout); `flash_attn`: the package of that name (16 bits); `nested`: torch's
-    nested tensors; `masked`: whole packs under a mask; `padded`: one sequence a row."""
+    nested tensors; `masked`: whole packs under a mask; `one_by_one`: each sequence by itself."""
     compile: bool | None = None
     """Whether layers and heads are compiled with `torch.compile`; `null`: on CUDA where it works, except with
     `sharding.zero_stage` 3 and `nested` attention, which break the graphs."""

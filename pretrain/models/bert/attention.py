@@ -12,9 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-TOO_LONG = 2
-"""On CPU a row is read as one, under a mask, up to so many times the longest sequence: what is masked is computed too.
-"""
+from pretrain.models.bert.dropout import DropoutAttention
 
 
 class Attention(Protocol):
@@ -36,22 +34,23 @@ class WithinRows(NamedTuple):
         return mixed.transpose(1, 2).flatten(2)
 
 
-class WithinSequences(NamedTuple):
-    """A sequence at a time, taken out of its row, padded to the longest, and put back; padding gets 0."""
+class OneByOne(NamedTuple):
+    """A sequence at a time, on CPU: a sequence's matrices stay in the cache, and padding costs nothing, and gets 0."""
 
-    tokens: Tensor
-    """int64 [N * L]: where they are in the flattened rows; padding is the sequence's first token."""
-    mask: Tensor
-    """bool [N, 1, 1, L]: true where there is a token."""
-    places: Tensor
-    """int64 [B * T]: where each token is in the padded sequences; N * L for padding."""
+    lengths: tuple[int, ...]
+    """Tokens of each sequence in the flattened rows, and of what is left of a row."""
+    there: tuple[bool, ...]
+    """Whether it is a sequence."""
 
     def __call__(self, query: Tensor, key: Tensor, value: Tensor, *, num_heads: int, dropout: float) -> Tensor:
         """As `Attention` has it."""
-        shape = (self.mask.shape[0], self.mask.shape[-1], query.shape[2])
-        taken = (x.flatten(0, 1).index_select(0, self.tokens).view(shape) for x in (query, key, value))
-        mixed = WithinRows(self.mask)(*taken, num_heads=num_heads, dropout=dropout)
-        return F.pad(mixed.flatten(0, 1), (0, 0, 0, 1)).index_select(0, self.places).view_as(query)
+        shape = (query.shape[0] * query.shape[1], num_heads, -1)
+        queries, keys, values = (torch.split(x.reshape(shape), list(self.lengths)) for x in (query, key, value))
+        mixed = [
+            _attend(q, k, v, dropout) if there else torch.zeros_like(q)
+            for q, k, v, there in zip(queries, keys, values, self.there, strict=True)
+        ]
+        return torch.cat(mixed).view_as(query)
 
 
 class OnEnd(NamedTuple):
@@ -68,6 +67,16 @@ class OnEnd(NamedTuple):
         """As `Attention` has it."""
         q, k, v = (x.reshape(-1, num_heads, x.shape[2] // num_heads) for x in (query, key, value))
         return KERNELS[self.way](q, k, v, self.starts, self.longest, dropout).reshape(query.shape)
+
+
+def _attend(query: Tensor, key: Tensor, value: Tensor, dropout: float) -> Tensor:
+    """[tokens, heads, width] from the same, three times."""
+    query, key, value = (x.transpose(0, 1) for x in (query, key, value))
+    if dropout:
+        mixed: Tensor = DropoutAttention.apply(query, key, value, dropout)  # type: ignore[no-untyped-call]
+    else:
+        mixed = F.scaled_dot_product_attention(query[None], key[None], value[None])[0]
+    return mixed.transpose(0, 1)
 
 
 def _varlen(query: Tensor, key: Tensor, value: Tensor, starts: Tensor, longest: int, dropout: float) -> Tensor:
@@ -115,14 +124,13 @@ def read_packs(way: str, sequence_lengths: Tensor, length: int, longest: int) ->
     """Every token reads its own sequence's; padding reads padding, or nothing.
 
     `sequence_lengths` int64 [B, S], of `longest` at most, follow each other in rows of `length` tokens. `way` is as
-    `model.attention` has it. All shapes are constant, but for `padded`: those depend on the data, for which an
+    `model.attention` has it. All shapes are constant, but for `one_by_one`: those depend on the data, for which an
     accelerator has to be waited for.
     """
     if way == "auto":
-        on_cpu = sequence_lengths.device.type == "cpu"
-        way = "padded" if on_cpu and length > TOO_LONG * int(sequence_lengths.max()) else "masked"
-    if way == "padded":
-        return _by_sequence(sequence_lengths, length)
+        way = "one_by_one" if sequence_lengths.device.type == "cpu" else "masked"
+    if way == "one_by_one":
+        return _one_by_one(sequence_lengths.tolist(), length)
     if way == "masked":
         return _by_row(sequence_lengths, length)
     return _on_end("varlen" if way == "varlen_fa3" else way, sequence_lengths, length, longest)
@@ -142,16 +150,13 @@ def _by_row(sequence_lengths: Tensor, length: int) -> WithinRows:
     return WithinRows((numbers[:, :, None] == numbers[:, None, :])[:, None])
 
 
-def _by_sequence(sequence_lengths: Tensor, length: int) -> WithinSequences:
-    there = sequence_lengths.flatten() > 0
-    starts = sequence_starts(sequence_lengths, length)[there, None]
-    lengths = sequence_lengths.flatten()[there, None]
-    within = torch.arange(int(lengths.max()), device=lengths.device)
-    mask = within < lengths
-    tokens = starts + within * mask
-    places = torch.full((sequence_lengths.shape[0] * length,), mask.numel(), device=lengths.device)
-    places[tokens[mask]] = torch.arange(mask.numel(), device=lengths.device).view_as(mask)[mask]
-    return WithinSequences(tokens.flatten(), mask[:, None, None, :], places)
+def _one_by_one(sequence_lengths: list[list[int]], length: int) -> OneByOne:
+    parts = []
+    for row in sequence_lengths:
+        parts += [(one, True) for one in row if one]
+        parts += [(left, False)] if (left := length - sum(row)) else []
+    lengths, there = zip(*parts, strict=True)
+    return OneByOne(lengths, there)
 
 
 def _on_end(way: str, sequence_lengths: Tensor, length: int, longest: int) -> OnEnd:

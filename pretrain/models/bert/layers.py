@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from pretrain.config.models import BertConfig
 from pretrain.models.bert.attention import Attention
+from pretrain.models.bert.dropout import Dropout
 
 SEGMENTS = 2
 """Sentence A and sentence B."""
@@ -62,7 +63,7 @@ class Embeddings(nn.Module):
         self.positions = nn.Embedding(config.max_positions, config.hidden_size)
         self.segments = nn.Embedding(SEGMENTS, config.hidden_size)
         self.norm = LayerNorm(config.hidden_size, config.layer_norm_epsilon)
-        self.dropout = nn.Dropout(config.dropout)
+        self.dropout = Dropout(config.dropout)
 
     def forward(self, input_ids: Tensor, segment_ids: Tensor, positions: Tensor | None) -> Tensor:
         """[B, T, H] from int64 [B, T], three times; without positions, they are the places in a row."""
@@ -105,7 +106,7 @@ class Layer(nn.Module):
         self.activation = Activation(config.activation)
         self.output = nn.Linear(config.intermediate_size, config.hidden_size)
         self.output_norm = LayerNorm(config.hidden_size, config.layer_norm_epsilon)
-        self.dropout = nn.Dropout(config.dropout)
+        self.dropout = Dropout(config.dropout)
 
     def forward(self, x: Tensor, attend: Attention) -> Tensor:
         """[B, T, H] from the same."""

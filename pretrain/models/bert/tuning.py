@@ -47,7 +47,7 @@ def tune(model: nn.Module, device: torch.device, dtype: torch.dtype, zero_stage:
 def choose_attention(config: BertConfig, device: torch.device, dtype: torch.dtype) -> tuple[str, list[str]]:
     """The way to read packs that the config asks for, or the first of the ladder that works here; and the log's lines.
 
-    On CPU `auto` stays as it is: each batch decides.
+    On CPU that is one by one, or a mask for layers that are compiled.
     """
     if config.attention != "auto":
         problem = attention_problem(config.attention, config, device, dtype)
@@ -55,7 +55,7 @@ def choose_attention(config: BertConfig, device: torch.device, dtype: torch.dtyp
             raise ConfigError(f"model.attention is {config.attention}: {problem}")
         return config.attention, []
     if device.type == "cpu":
-        return "auto", []
+        return "masked" if config.compile else "one_by_one", []
     skipped: list[str] = []
     for way in LADDER:
         problem = attention_problem(way, config, device, dtype)
@@ -116,8 +116,8 @@ def compile_problem(model: BertModel, device: torch.device, dtype: torch.dtype, 
     """Why parts of the model are not compiled here; None where a compiled layer runs, and agrees with a plain one."""
     if zero_stage == 3:
         return "sharding.zero_stage is 3, which gathers weights in the middle of layers"
-    if model.encoder.attention == "nested":
-        return "attention is nested"
+    if model.encoder.attention in ("nested", "one_by_one"):
+        return f"attention is {model.encoder.attention}"
     sizes = {"hidden_size": 64, "num_heads": 2, "intermediate_size": 128, "dropout": 0.0}
     layer = Layer(model.config.model_copy(update=sizes)).to(device)
     x = torch.randn(2, 64, 64, generator=torch.Generator().manual_seed(0)).to(device)

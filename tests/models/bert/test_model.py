@@ -257,7 +257,7 @@ def test_dropout_of_attention_is_that_of_hidden_states_or_its_own() -> None:
     assert BertConfig(dropout=0.2).dropout_of_attention == 0.2
     config = BertConfig(dropout=0.2, attention_dropout=0.0, hidden_size=32, num_heads=2, num_layers=1)
     model = BertModel(config, 100)
-    assert [model.encoder.layers[0].attention.dropout, model.encoder.layers[0].dropout.p] == [0.0, 0.2]
+    assert [model.encoder.layers[0].attention.dropout, model.encoder.layers[0].dropout.probability] == [0.0, 0.2]
 
 
 def test_biases_and_layer_norms_do_not_decay(model: BertModel) -> None:

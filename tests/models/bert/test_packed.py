@@ -9,8 +9,7 @@ from torch import Tensor
 
 from pretrain.config.models import BertConfig
 from pretrain.data.blocks import Block
-from pretrain.models.bert import attention
-from pretrain.models.bert.attention import WithinRows, WithinSequences, read_packs
+from pretrain.models.bert.attention import OneByOne, WithinRows, read_packs
 from pretrain.models.bert.examples import build_examples
 from pretrain.models.bert.model import BertModel
 from pretrain.models.bert.objective import BertObjective
@@ -20,8 +19,8 @@ from pretrain.models.loss import LossTerm
 from tests.models.bert.conftest import TINY
 
 MakeBlock = Callable[[list[int], list[int]], Block]
-WAYS = {64: WithinRows, 256: WithinSequences}
-"""How packs of so many tokens are read on CPU, where sequences have 64 at most."""
+LENGTHS = (64, 256)
+"""Tokens of packs, of sequences that have 64 at most."""
 
 
 def build(tokenizer: WordPieceTokenizer, **options: object) -> BertModel:
@@ -56,13 +55,13 @@ def block(make_block: MakeBlock) -> Block:
     return make_block([12] * 8, list(range(8)))
 
 
-@pytest.mark.parametrize("length", WAYS)
+@pytest.mark.parametrize("length", LENGTHS)
 @pytest.mark.parametrize("next_sentence", [True, False])
 def test_packed_equals_padded(next_sentence: bool, length: int, block: Block, tokenizer: WordPieceTokenizer) -> None:
     padded_model = build(tokenizer, packing=False, next_sentence=next_sentence)
     packed_model = build(tokenizer, pack_length=length, next_sentence=next_sentence)
     padded, packed = (batch_of(model, block, tokenizer) for model in (padded_model, packed_model))
-    assert type(read_packs("auto", packed["sequence_lengths"], length, 64)) is WAYS[length]
+    assert type(read_packs("auto", packed["sequence_lengths"], length, 64)) is OneByOne
     assert (packed["sequence_lengths"] > 0).sum() == len(padded["input_ids"]) > len(packed["input_ids"])
     expected, terms = losses(padded_model, padded), losses(packed_model, packed)
     assert set(terms) == set(expected) == ({"mlm", "nsp"} if next_sentence else {"mlm"})
@@ -94,7 +93,7 @@ def permuted(batch: dict[str, Tensor], row: int, order: list[int]) -> tuple[dict
     return changed, went
 
 
-@pytest.mark.parametrize("length", WAYS)
+@pytest.mark.parametrize("length", LENGTHS)
 def test_the_order_of_sequences_in_a_pack_changes_nothing(
     length: int, block: Block, tokenizer: WordPieceTokenizer
 ) -> None:
@@ -126,7 +125,7 @@ def test_the_order_of_sequences_in_a_pack_changes_nothing(
         torch.testing.assert_close(gradient, theirs[name], rtol=1e-9, atol=1e-10)
 
 
-@pytest.mark.parametrize("length", WAYS)
+@pytest.mark.parametrize("length", LENGTHS)
 def test_sequences_do_not_see_each_other_nor_padding(length: int, block: Block, tokenizer: WordPieceTokenizer) -> None:
     model = build(tokenizer, pack_length=length)
     batch = batch_of(model, block, tokenizer)
@@ -152,18 +151,15 @@ def test_sequences_do_not_see_each_other_nor_padding(length: int, block: Block, 
     assert all(layer.isfinite().all() for layer in vectors[0].layers), "what padding yields is no NaN"
 
 
-@pytest.mark.parametrize("length", WAYS)
-def test_both_ways_to_read_a_pack_agree(
-    length: int, block: Block, tokenizer: WordPieceTokenizer, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.mark.parametrize("length", LENGTHS)
+def test_both_ways_to_read_a_pack_agree(length: int, block: Block, tokenizer: WordPieceTokenizer) -> None:
     """Whatever the length, and whichever rows are full."""
     model = build(tokenizer, pack_length=length)
     batch = batch_of(model, block, tokenizer)
     query, key, value = torch.randn(3, *batch["input_ids"].shape, 32, dtype=torch.float64)
     outputs = []
-    for longest, way in ((99, WithinRows), (0, WithinSequences)):
-        monkeypatch.setattr(attention, "TOO_LONG", longest)
-        attend = read_packs("auto", batch["sequence_lengths"], length, 64)
+    for name, way in (("masked", WithinRows), ("one_by_one", OneByOne)):
+        attend = read_packs(name, batch["sequence_lengths"], length, 64)
         assert type(attend) is way
         outputs.append(attend(query, key, value, num_heads=4, dropout=0.0))
     real = batch["attention_mask"].bool()
@@ -171,7 +167,7 @@ def test_both_ways_to_read_a_pack_agree(
     assert not outputs[1][~real].any()
 
 
-@pytest.mark.parametrize("length", WAYS)
+@pytest.mark.parametrize("length", LENGTHS)
 def test_packs_without_masks_have_no_loss_and_gradients_of_zero(
     length: int, block: Block, tokenizer: WordPieceTokenizer
 ) -> None:
@@ -186,7 +182,7 @@ def test_packs_without_masks_have_no_loss_and_gradients_of_zero(
 
 
 def test_dropout_is_at_work_in_packs(block: Block, tokenizer: WordPieceTokenizer) -> None:
-    for length in WAYS:
+    for length in LENGTHS:
         model = build(tokenizer, pack_length=length, dropout=0.3).train()
         batch = batch_of(model, block, tokenizer)
         torch.manual_seed(1)

@@ -97,7 +97,7 @@ def block(make_block: Callable[[list[int], list[int]], Block]) -> Block:
 
 
 @pytest.mark.parametrize("length", [64, 100, 256])
-@pytest.mark.parametrize("way", ["varlen", "flash_attn", "nested", "padded"])
+@pytest.mark.parametrize("way", ["varlen", "flash_attn", "nested", "one_by_one"])
 @pytest.mark.usefixtures("varlen_on_cpu", "flash_attn")
 def test_every_way_gives_the_same_losses_and_gradients(
     way: str, length: int, block: Block, tokenizer: WordPieceTokenizer
@@ -129,7 +129,7 @@ PACKED = BertConfig.model_validate(TINY.model_dump() | {"dropout": 0.0, "pack_le
 
 @pytest.mark.usefixtures("varlen_on_cpu", "flash_attn")
 def test_what_works_is_taken() -> None:
-    for way in ("varlen", "flash_attn", "nested", "masked", "padded"):
+    for way in ("varlen", "flash_attn", "nested", "masked", "one_by_one"):
         assert attention_problem(way, PACKED, CPU, torch.float32) is None, way
 
 
@@ -187,7 +187,7 @@ def test_a_kernel_that_ignores_dropout_is_not_taken(monkeypatch: pytest.MonkeyPa
 
 
 def test_the_ladder(monkeypatch: pytest.MonkeyPatch) -> None:
-    """On CUDA the first that works; if none does, the mask. On CPU every batch decides."""
+    """On CUDA the first that works; if none does, the mask. On CPU one sequence at a time, but for a compiler."""
     tried = []
 
     def problem(way: str, *rest: object) -> str | None:
@@ -204,7 +204,8 @@ def test_the_ladder(monkeypatch: pytest.MonkeyPatch) -> None:
     way, lines = choose_attention(PACKED, CUDA, torch.bfloat16)
     assert (way, lines[0], len(lines)) == ("masked", "attention: masked", 5)
     tried.clear()
-    assert choose_attention(PACKED, CPU, torch.float32) == ("auto", [])
+    assert choose_attention(PACKED, CPU, torch.float32) == ("one_by_one", [])
+    assert choose_attention(PACKED.model_copy(update={"compile": True}), CPU, torch.float32) == ("masked", [])
     assert tried == []
 
 
@@ -219,8 +220,9 @@ def test_what_the_config_asks_for_is_taken_or_refused() -> None:
         tune(asked(attention="varlen"), CPU, torch.float32, 0)
     with pytest.raises(ConfigError, match=r"^model.compile is true: sharding.zero_stage is 3"):
         tune(asked(compile=True), CPU, torch.float32, 3)
-    with pytest.raises(ConfigError, match=r"^model.compile is true: attention is nested$"):
-        tune(asked(compile=True, attention="nested"), CPU, torch.float32, 0)
+    for way in ("nested", "one_by_one"):
+        with pytest.raises(ConfigError, match=rf"^model.compile is true: attention is {way}$"):
+            tune(asked(compile=True, attention=way), CPU, torch.float32, 0)
     assert tune(asked(compile=False), CPU, torch.float32, 0) == []
     with pytest.raises(ValueError, match="attention is nested, a way to read packs, and packing is false"):
         BertConfig(packing=False, attention="nested")

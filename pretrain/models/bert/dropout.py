@@ -1,0 +1,63 @@
+"""Dropout on CPU, where torch's spends more time on drawing than the products that it follows take.
+
+An element is dropped where 16 random bits are below a threshold, so that a probability is rounded to 1/65536; what is
+kept is scaled by the rounded one. The bits come from torch's generator, four elements from each number.
+"""
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+LEVELS = 2**16
+
+
+def draw_kept(shape: torch.Size, probability: float) -> tuple[Tensor, float]:
+    """Which elements are kept (bool, of `shape`), and what they are multiplied by."""
+    threshold = round(probability * LEVELS)
+    count = shape.numel()
+    numbers = torch.empty(-(-count // 4), dtype=torch.int64).random_(-(2**63), None)
+    bits = numbers.view(torch.int16)[:count].view(shape)
+    return bits >= threshold - LEVELS // 2, LEVELS / (LEVELS - threshold)
+
+
+class Dropout(nn.Module):
+    """Dropout of elements; torch's on an accelerator, and where the module is compiled."""
+
+    def __init__(self, probability: float) -> None:
+        super().__init__()
+        self.probability = probability
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Shape and type of `x`."""
+        ours = self.training and self.probability and x.device.type == "cpu" and not torch.compiler.is_compiling()
+        if not ours:
+            return F.dropout(x, self.probability, self.training)
+        kept, scale = draw_kept(x.shape, self.probability)
+        return x * kept.to(x.dtype).mul_(scale)
+
+
+class DropoutAttention(torch.autograd.Function):
+    """Scaled dot-product attention with dropout of the probabilities, which are kept for the backward pass."""
+
+    @staticmethod
+    def forward(context: Any, query: Tensor, key: Tensor, value: Tensor, dropout: float) -> Tensor:
+        """[heads, tokens, width] from the same, three times; probabilities are float32 at least."""
+        scores = torch.bmm(query * query.shape[-1] ** -0.5, key.transpose(1, 2))
+        probabilities = scores.softmax(-1, dtype=torch.promote_types(scores.dtype, torch.float32))
+        kept, scale = draw_kept(scores.shape, dropout)
+        context.save_for_backward(query, key, value, probabilities, kept)
+        context.scale = scale
+        return torch.bmm((probabilities * kept).mul_(scale).to(value.dtype), value)
+
+    @staticmethod
+    def backward(context: Any, gradient: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
+        """Of the three inputs."""
+        query, key, value, probabilities, kept = context.saved_tensors
+        mask = kept.to(probabilities.dtype).mul_(context.scale)
+        to_value = torch.bmm((probabilities * mask).to(value.dtype).transpose(1, 2), gradient)
+        to_probabilities = torch.bmm(gradient, value.transpose(1, 2)) * mask
+        along = (to_probabilities * probabilities).sum(-1, keepdim=True)
+        to_scores = (to_probabilities - along).mul_(probabilities).mul_(query.shape[-1] ** -0.5).to(query.dtype)
+        return torch.bmm(to_scores, key), torch.bmm(to_scores.transpose(1, 2), query), to_value, None
