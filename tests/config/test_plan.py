@@ -66,6 +66,24 @@ def test_the_numbers_of_the_original_run() -> None:
     assert plan_run(config, 3).accumulation == 1
 
 
+@pytest.mark.parametrize(
+    ("name", "published"),
+    [
+        ("mini", 11_267_900),
+        ("small", 29_058_876),
+        ("base-128", 110_106_428),
+        ("base-512", 110_106_428),
+        ("large-128", 336_226_108),
+        ("large-512", 336_226_108),
+        ("large-24h", 335_174_458),
+        ("roberta-base", 124_696_665),
+    ],
+)
+def test_published_sizes_of_bert(name: str, published: int) -> None:
+    """What transformers counts of the published shapes: `BertForPreTraining`, or `BertForMaskedLM` without pairs."""
+    assert plan_run(load_config(f"configs/bert/{name}.yaml"), 1).parameters == published
+
+
 FIXED = (
     "data.lanes=8",
     "batch={global_size: 32, micro_size: 8}",
