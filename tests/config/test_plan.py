@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from pretrain.config.load import load_config
-from pretrain.config.models import ElmoConfig
+from pretrain.config.models import BertConfig, ElmoConfig
 from pretrain.config.plan import plan_run
 from pretrain.models import FAMILIES, get_family
 from tests.runs import REPOSITORY
@@ -80,8 +80,14 @@ def test_the_numbers_of_the_original_run() -> None:
     ],
 )
 def test_published_sizes_of_bert(name: str, published: int) -> None:
-    """What transformers counts of the published shapes: `BertForPreTraining`, or `BertForMaskedLM` without pairs."""
-    assert plan_run(load_config(f"configs/bert/{name}.yaml"), 1).parameters == published
+    """What transformers counts of the published shapes: `BertForPreTraining`, or `BertForMaskedLM` without pairs.
+
+    The heads of all are 64 wide, which no count shows.
+    """
+    config = load_config(f"configs/bert/{name}.yaml")
+    assert isinstance(config.model, BertConfig)
+    assert plan_run(config, 1).parameters == published
+    assert config.model.hidden_size == 64 * config.model.num_heads
 
 
 FIXED = (
