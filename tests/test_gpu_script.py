@@ -23,9 +23,9 @@ def test_syntax() -> None:
 @pytest.mark.parametrize("name", [*BENCH, *TRAIN])
 def test_real_sizes_are_valid(name: str) -> None:
     """The configs at the sizes that only a GPU runs; their overrides have no spaces, at which the script splits."""
-    kind, _, overrides = (BENCH | TRAIN)[name]
+    path, _, overrides = (BENCH | TRAIN)[name]
     assert not any(" " in override for override in overrides)
-    config = load_config(f"configs/{kind}/demo.yaml", [*overrides, f"name={name}"])
+    config = load_config(f"configs/{path}.yaml", [*overrides, f"name={name}"])
     assert config.accumulation(1) == 1
 
 

@@ -7,15 +7,16 @@ import pytest
 import yaml
 
 from pretrain.config.load import dump_config, load_config
-from pretrain.config.models import ElmoConfig
+from pretrain.config.models import BertConfig, ElmoConfig
 from pretrain.config.run import RunConfig
-from pretrain.config.training import AdagradConfig
+from pretrain.config.training import AdagradConfig, AdamWConfig, LambConfig
 from pretrain.errors import ConfigError
 from tests.runs import REPOSITORY
 
 CONFIGS = sorted((REPOSITORY / "configs").rglob("*.yaml"))
 ELMO, BERT = "configs/elmo/demo.yaml", "configs/bert/demo.yaml"
 PUBLISHED_ELMO = ("small", "medium", "original", "original-5.5b")
+BERT_RECIPES = ("base-128", "base-512", "large-128", "large-512", "roberta-base", "large-24h")
 
 
 def problems(*overrides: str, path: str | Path = ELMO) -> list[str]:
@@ -27,7 +28,8 @@ def problems(*overrides: str, path: str | Path = ELMO) -> list[str]:
 
 def test_there_are_configs() -> None:
     found = {f"{path.parent.name}/{path.name}" for path in CONFIGS}
-    assert {"bert/demo.yaml", *(f"elmo/{name}.yaml" for name in ("demo", *PUBLISHED_ELMO))} <= found
+    assert {f"elmo/{name}.yaml" for name in ("demo", *PUBLISHED_ELMO)} <= found
+    assert {f"bert/{name}.yaml" for name in ("demo", "mini", "small", *BERT_RECIPES)} <= found
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: f"{path.parent.name}-{path.stem}")
@@ -53,6 +55,59 @@ def test_the_original_recipe(name: str) -> None:
     assert (model.activation, model.character_embedding_size, model.max_characters) == ("relu", 16, 50)
     assert config.batch.global_size == 3 * 128 and config.precision == "32-true"
     assert not config.rank_problems(1 if name in ("small", "medium") else 3)
+
+
+@pytest.mark.parametrize(
+    ("name", "sequences", "length", "steps", "warm_up", "rate", "betas", "clip_norm"),
+    [
+        ("base-128", 256, 128, 1_000_000, 10_000, 1e-4, (0.9, 0.999), 1.0),  # Devlin et al. 2018, A.2 and their code
+        ("base-512", 256, 512, 100_000, 1_000, 0.99e-5, (0.9, 0.999), 1.0),
+        ("large-128", 65_536, 128, 7_038, 0.2843, 6e-3, (0.9, 0.999), 1.0),  # NVIDIA's scripts/configs
+        ("large-512", 32_768, 512, 1_563, 0.128, 4e-3, (0.9, 0.999), 1.0),
+        ("roberta-base", 2_048, 512, 125_000, 10_000, 7e-4, (0.9, 0.98), 0.0),  # Liu et al. 2019, table 3; fairseq
+        ("large-24h", 4_096, 128, 23_000, 0.06, 1e-3, (0.9, 0.98), 0.0),  # Izsak et al. 2021 and their code
+    ],
+)
+def test_the_recipes_of_bert(
+    name: str,
+    sequences: int,
+    length: int,
+    steps: int,
+    warm_up: float,
+    rate: float,
+    betas: tuple[float, float],
+    clip_norm: float,
+) -> None:
+    """What each source gives, warm-ups in its own terms: steps, or a share of them; and where they can be trained."""
+    config = load_config(f"configs/bert/{name}.yaml")
+    optimizer, model, schedule = config.optimizer, config.model, config.schedule
+    assert isinstance(optimizer, AdamWConfig | LambConfig) and isinstance(model, BertConfig)
+    assert (optimizer.beta1, optimizer.beta2, optimizer.clip_norm) == (*betas, clip_norm)
+    assert (optimizer.epsilon, optimizer.weight_decay, optimizer.peak_learning_rate) == (1e-6, 0.01, rate)
+    assert optimizer.bias_correction == (not name.startswith("base"))
+    assert config.batch.global_size * model.tokens_per_example == sequences * length
+    assert (model.max_sequence_length, model.max_positions, schedule.total_steps) == (length, 512, steps)
+    assert schedule.warmup_steps == pytest.approx(warm_up * (steps if warm_up < 1 else 1), abs=1)
+    assert schedule.power == (0.5 if optimizer.kind == "lamb" else None)
+    assert model.next_sentence == (name not in ("roberta-base", "large-24h"))
+    assert (model.dropout, model.dropout_of_attention) == (0.1, 0.0 if name == "large-24h" else 0.1)
+    most = {"base-128": 4, "base-512": 8, "large-24h": 16}.get(name, 64)
+    assert not any(config.rank_problems(ranks) for ranks in (1, 2, 4, 8, 16, 32, 64) if ranks <= most)
+
+
+def test_the_two_phases_of_bert_base_are_on_one_line() -> None:
+    """The original's: from 1e-4 to 0 in a million steps, of which the second phase has the last 100,000."""
+    first, second = (load_config(f"configs/bert/base-{length}.yaml") for length in (128, 512))
+
+    def rate(config: RunConfig, step: int) -> float:
+        assert isinstance(config.optimizer, AdamWConfig)
+        return config.optimizer.peak_learning_rate * config.schedule.factor(step)
+
+    for step in (1_000, 50_000, 99_999):
+        assert rate(second, step) == pytest.approx(1e-4 * (100_000 - step) / 1_000_000)
+        assert rate(first, 900_000 + step) == pytest.approx(rate(second, step), rel=0.011)
+    assert rate(second, 0) == pytest.approx(0.99e-5 / 1_000)
+    assert (second.data, second.tokenizer) == (first.data, first.tokenizer)
 
 
 def test_every_problem_is_told_at_once_with_its_path_and_value() -> None:

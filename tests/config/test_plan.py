@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from pretrain.config.load import load_config
-from pretrain.config.models import ElmoConfig
+from pretrain.config.models import BertConfig, ElmoConfig
 from pretrain.config.plan import plan_run
 from pretrain.models import FAMILIES, get_family
 from tests.runs import REPOSITORY
@@ -64,6 +64,30 @@ def test_the_numbers_of_the_original_run() -> None:
     config = load_config("configs/elmo/original.yaml")
     assert config.schedule.total_steps == 10 * (768_648_884 // (3 * 128 * 20))
     assert plan_run(config, 3).accumulation == 1
+
+
+@pytest.mark.parametrize(
+    ("name", "published"),
+    [
+        ("mini", 11_267_900),
+        ("small", 29_058_876),
+        ("base-128", 110_106_428),
+        ("base-512", 110_106_428),
+        ("large-128", 336_226_108),
+        ("large-512", 336_226_108),
+        ("large-24h", 335_174_458),
+        ("roberta-base", 124_696_665),
+    ],
+)
+def test_published_sizes_of_bert(name: str, published: int) -> None:
+    """What transformers counts of the published shapes: `BertForPreTraining`, or `BertForMaskedLM` without pairs.
+
+    The heads of all are 64 wide, which no count shows.
+    """
+    config = load_config(f"configs/bert/{name}.yaml")
+    assert isinstance(config.model, BertConfig)
+    assert plan_run(config, 1).parameters == published
+    assert config.model.hidden_size == 64 * config.model.num_heads
 
 
 FIXED = (

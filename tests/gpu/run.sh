@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Everything that a machine with CUDA can prove, in one call of less than nine minutes on one H200.
+# Everything that a machine with CUDA can prove, in one call of less than ten minutes on one H200.
 #
 #   tests/gpu/run.sh OUT
 #
@@ -55,9 +55,9 @@ machine() {
 
 bench() {
     local code=0
-    while read -r name kind steps overrides; do
+    while read -r name config steps overrides; do
         # shellcheck disable=SC2086  # overrides are words
-        "$python" -m pretrain bench "configs/$kind/demo.yaml" "run_root=$work/runs" "name=$name" $overrides \
+        "$python" -m pretrain bench "$config" "run_root=$work/runs" "name=$name" $overrides \
             --steps "$steps" --json "$work/bench-$name.json" < /dev/null || code=1
     done < <("$python" -m tests.gpu.sizes bench)
     return $code
@@ -65,10 +65,10 @@ bench() {
 
 train() {
     local code=0
-    while read -r name kind limit overrides; do
+    while read -r name config limit overrides; do
         # shellcheck disable=SC2086
-        timeout --kill-after=5 "$limit" "$python" -m pretrain train "configs/$kind/demo.yaml" \
-            "run_root=$work/runs" "name=$name" $overrides < /dev/null
+        timeout --kill-after=5 "$limit" "$python" -m pretrain train "$config" "run_root=$work/runs" \
+            "name=$name" $overrides < /dev/null
         local ended=$?
         [[ $ended -eq 0 || $ended -eq 124 ]] || code=1 # a curve that the limit cut is a curve
     done < <("$python" -m tests.gpu.sizes train)
@@ -82,6 +82,6 @@ part machine 30 bash -c machine
 part parity 60 "$python" -m tests.gpu.parity "$work/parity.json"
 part sharding 200 "$python" -m pytest tests/gpu/test_cuda.py -m gpu -rs -W default -p no:cacheprovider \
     --basetemp="$work/pytest" --junitxml="$work/sharding.xml"
-part bench 120 bash -c bench
+part bench 160 bash -c bench
 part train 125 bash -c train
 exit $failed
