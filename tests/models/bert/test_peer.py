@@ -41,7 +41,7 @@ def test_compiled(corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     torch._dynamo.reset()
     counters.clear()
     options = ["model.dropout=0", "model.num_layers=1", "batch.global_size=8"]
-    config = tiny_config("bert", corpus, tmp_path, *options, "model.short_sequence_probability=0.9")
+    config = tiny_config("bert", corpus, tmp_path, *options, "model.pack_length=96")
     result = bench(config, 4, compiled=True)
     assert list(result.step.seconds) == [OURS, NAME, COMPILED]
     torch.testing.assert_close(result.losses[COMPILED], result.losses[OURS], rtol=2e-4, atol=1e-5)
