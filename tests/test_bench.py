@@ -126,18 +126,18 @@ def test_memory_of_each(measured: tuple[RunConfig, Bench]) -> None:
 
 
 def test_reading_is_measured_over_whole_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A step that begins a block takes 9 s, others 1 s; blocks have 4 steps of 5 tokens, in two micro-batches each."""
+    """The first step takes 50 s, one that begins a block 9 s, others 1 s; a block is 4 steps of two micro-batches."""
     now = 0.0
 
     def read() -> Any:
         nonlocal now
         for step in itertools.count():
-            now += 1 if step % 4 else 9
+            now += 1 if step % 4 else 9 if step else 50
             share = Share({}, {"mlm": 1, "tokens": 5}, 0, {0: ((step + 1) // 4, 0), 1: (0, 0)})
             yield from (MicroBatch({}, index, index == 1, share) for index in range(2))
 
     monkeypatch.setattr(time, "perf_counter", lambda: now)
-    monkeypatch.setattr(module, "READING_SECONDS", 30)
+    monkeypatch.setattr(module, "READING_SECONDS", 14)
     assert measure_reading(read()) == {"tokens": 20 / 12}
 
 
