@@ -8,7 +8,9 @@ and to what the part started from.
 
 import importlib
 import statistics
-from collections.abc import Sequence
+import time
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any
@@ -29,10 +31,13 @@ from pretrain.runtime.run_folder import versions
 from pretrain.runtime.seeding import seed_of
 from pretrain.runtime.timing import OURS, Timing
 from pretrain.training.optimizer import build_optimizer
-from pretrain.training.trained import build_initial_model, load_tokenizer
+from pretrain.training.trained import build_initial_model, load_tokenizer, tune
 
 WARM_UP_STEPS = 2
 """Steps of each before anything is timed: kernels are chosen, memory is taken, optimizer states are made."""
+
+READING_SECONDS = 1.0
+"""How long batches are only read, at least."""
 
 Step = Sequence[MicroBatch]
 
@@ -42,7 +47,8 @@ class Bench:
     """What was measured, and where."""
 
     about: dict[str, Any]
-    """The run, its sizes, the machine, versions, and `matrix_peak`: FLOP/s of large matrix products by type."""
+    """The run, its sizes, the machine, versions; `matrix_peak`: FLOP/s of large matrix products by type; `counts` of
+    all timed steps; and `reading`: what one process reads per second."""
     step: Timing
     parts: list[Timing]
     peak_memory: dict[str, int | None]
@@ -55,10 +61,17 @@ class Bench:
         """The part's share of our step."""
         return statistics.median(part.seconds[OURS]) / statistics.median(self.step.seconds[OURS])
 
+    @property
+    def fill(self) -> float | None:
+        """The share of the places of our batches that hold tokens, where some do not."""
+        counts = self.about["counts"]
+        return counts["tokens"] / counts["places"] if "places" in counts else None
+
     def values(self) -> dict[str, Any]:
         """All numbers by name."""
         return self.about | {
             "step": self.step.values(),
+            "fill": self.fill,
             "parts": {part.name: part.values() | {"share_of_step": self.share(part)} for part in self.parts},
             "peak_memory": self.peak_memory,
             "losses": self.losses,
@@ -68,15 +81,20 @@ class Bench:
     def lines(self) -> list[str]:
         """The numbers, readable."""
         about = self.about
+        dropouts = ", ".join(f"{name} {value:g}" for name, value in about["dropouts"].items())
+        reading = ", ".join(f"{number:,.0f} {what}/s" for what, number in about["reading"].items())
+        fill = "" if self.fill is None else f", fill {self.fill:.1%}"
         peaks = ", ".join(f"{name} {peak / 1e12:.4g}" for name, peak in about["matrix_peak"].items())
         memory = {name: f", {peak / 2**20:,.0f} MiB" for name, peak in self.peak_memory.items() if peak is not None}
         return [
             f"{about['name']}: {about['parameters']:,} parameters, vocabulary {about['vocabulary_size']:,}, "
-            f"{about['global_size']} examples per step, {about['precision']}",
+            f"{about['global_size']} examples per step, {about['precision']}, {dropouts}",
+            *about["tuning"],
             f"{about['device']}, {about['threads']} threads; matrix products, TFLOP/s: {peaks}",
             f"{about['steps']} steps of each, in turn; rates are medians over steps, ratios of the peer's time to ours",
             "FLOPs are the model's own, also where a contestant saves some: their share of the peak may pass 100%",
-            f"step, {self.step.flops_per_token:.3e} FLOPs per token:",
+            f"reading, one process: {reading}",
+            f"step, {self.step.flops_per_token:.3e} FLOPs per token{fill}:",
             *self.step.lines(memory),
             *(
                 line
@@ -90,31 +108,39 @@ class Bench:
         ]
 
 
-def bench(config: RunConfig, steps: int) -> Bench:
+def bench(config: RunConfig, steps: int, *, compiled: bool = False) -> Bench:
     """Measures `steps` steps of `config` and of its peers, in turn, after a warm-up of each; prepares text as needed.
 
-    Raises DataError or ConfigError as training would.
+    `compiled`: also of the peers that `torch.compile` makes, which takes a minute or more. Raises DataError or
+    ConfigError as training would.
     """
     family = get_family(config.model.kind)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     store = ensure_prepared(config, family)
     tokenizer = load_tokenizer(config, store)
-    batches: list[Step] = []
-    reading = seconds_of(lambda: batches.extend(read_steps(config, tokenizer, store, WARM_UP_STEPS + steps)), device)
-    tokens = [step[0].share.counts["tokens"] for step in batches]
-    batches = [[to_device(batch, device) for batch in step] for step in batches]
+    loader = build_loader(config, tokenizer, store)
+    reading = measure_reading(loader)
+    batches = [
+        [to_device(batch, device) for batch in step]
+        for step in read_steps(loader, config.accumulation(1), WARM_UP_STEPS + steps)
+    ]
+    counts = [step[0].share.counts for step in batches[WARM_UP_STEPS:]]
+    total = {name: sum(of_step[name] for of_step in counts) for name in counts[0]}
+    tokens = [of_step["tokens"] for of_step in counts]
+    sequences = [of_step["sequences"] for of_step in counts if "sequences" in of_step]
     peaks = matrix_peaks(config.precision, device)
     peak = peaks["bfloat16" if config.precision == "bf16-mixed" else "float32"]
 
     model = build_initial_model(config, tokenizer)
-    peers, parts = build_peers(config, model, tokenizer)
+    tuning = tune(config, model, device)
+    peers, parts = build_peers(config, model, tokenizer, compiled=compiled)
     present = [peer for peer in peers if isinstance(peer, Peer)]
     ours = Peer(OURS, model, family.build_objective(config.model, tokenizer), {part.name: part.ours for part in parts})
     contestants = [Contestant(config, one, device, batches[:WARM_UP_STEPS]) for one in (ours, *present)]
     timed = batches[WARM_UP_STEPS:]
-    flops_per_token = config.model.flops_per_token(tokenizer.vocabulary_size)
+    flops_per_token = config.model.flops_per_token(tokenizer.vocabulary_size, total)
     timings = [
-        Timing(name, flops, peak, tokens[WARM_UP_STEPS:])
+        Timing(name, flops, peak, tokens, sequences)
         for name, flops in (("step", flops_per_token), *((part.name, part.flops_per_token) for part in parts))
     ]
     for step in timed:
@@ -126,6 +152,8 @@ def bench(config: RunConfig, steps: int) -> Bench:
         "name": config.name,
         "kind": config.model.kind,
         "precision": config.precision,
+        "dropouts": config.model.dropouts,
+        "tuning": tuning,
         "device": device_name(device),
         "threads": torch.get_num_threads(),
         "versions": versions(),
@@ -135,7 +163,8 @@ def bench(config: RunConfig, steps: int) -> Bench:
         "global_size": config.batch.global_size,
         "micro_size": config.batch.micro_size,
         "matrix_peak": peaks,
-        "reading_tokens_per_second": sum(tokens) / reading,
+        "counts": total,
+        "reading": reading,
     }
     return Bench(
         about,
@@ -234,20 +263,22 @@ def measure_part(part: Part, timing: Timing, contestants: Sequence[Contestant], 
             timing.seconds.setdefault(one.name, []).append(seconds)
 
 
-def build_peers(config: RunConfig, model: nn.Module, tokenizer: Tokenizer) -> tuple[list[Peer | Absent], list[Part]]:
+def build_peers(
+    config: RunConfig, model: nn.Module, tokenizer: Tokenizer, *, compiled: bool
+) -> tuple[list[Peer | Absent], list[Part]]:
     """The peers of the config's family with the weights of `model`, and the parts of it."""
     module: Any = importlib.import_module(f"pretrain.models.{config.model.kind}.peer")
-    return module.build_peers(model, tokenizer), module.build_parts(model)
+    return module.build_peers(model, tokenizer, compiled=compiled), module.build_parts(model)
 
 
-def read_steps(config: RunConfig, tokenizer: Tokenizer, store: Store, steps: int) -> list[list[MicroBatch]]:
-    """The first steps of the run as one process has them, on CPU."""
+def build_loader(config: RunConfig, tokenizer: Tokenizer, store: Store) -> StepLoader:
+    """The run's batches from the first on, as one process has them, on CPU."""
     manifest = store.read_manifest()
     assert manifest is not None  # the tokenizer was read from it
     lanes = config.data.lanes
     maker = get_family(config.model.kind).build_examples(config.model, tokenizer, config.rows_per_lane)
     sources = training_sources(store, manifest, [source.weight for source in config.data.sources])
-    loader = StepLoader(
+    return StepLoader(
         Corpus(sources, maker, config.seed, lanes),
         range(lanes),
         config.rows_per_lane,
@@ -255,9 +286,40 @@ def read_steps(config: RunConfig, tokenizer: Tokenizer, store: Store, steps: int
         maker.collate,
         positions=[(0, 0)] * lanes,
     )
-    micro_batches = config.accumulation(1)
-    flat = list(islice(iter(loader), steps * micro_batches))
-    return [flat[start : start + micro_batches] for start in range(0, len(flat), micro_batches)]
+
+
+def read_steps(loader: StepLoader, micro_batches: int, steps: int) -> list[Step]:
+    """The first steps, of `micro_batches` each."""
+    batches = iter(loader)
+    return [list(islice(batches, micro_batches)) for _ in range(steps)]
+
+
+def measure_reading(loader: StepLoader) -> dict[str, float]:
+    """`tokens` per second, and `sequences` where there are any.
+
+    Examples are made a block at a time, by all lanes in about the same step: so the clock runs from one end of a block
+    of the first lane to another.
+    """
+    rounds = _rounds(loader)
+    next(rounds)
+    total: Counter[str] = Counter()
+    began = time.perf_counter()
+    while (seconds := time.perf_counter() - began) < READING_SECONDS:
+        total.update(next(rounds))
+    return {name: total[name] / seconds for name in ("tokens", "sequences") if name in total}
+
+
+def _rounds(loader: StepLoader) -> Iterator[dict[str, int]]:
+    """What is read up to each step in which the first lane ends a block."""
+    total: Counter[str] = Counter()
+    block = 0
+    for batch in loader:
+        if batch.last:
+            total.update(batch.share.counts)
+            finished, _ = batch.share.positions[0]
+            if finished > block:
+                yield total
+                total, block = Counter(), finished
 
 
 def to_device(batch: MicroBatch, device: torch.device) -> MicroBatch:

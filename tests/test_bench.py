@@ -1,8 +1,10 @@
 """`pretrain bench`: its numbers agree with each other and with the batches; nothing here depends on a clock."""
 
+import itertools
 import json
 import statistics
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +12,14 @@ import pytest
 import torch
 from click.testing import CliRunner
 
-from pretrain.bench import WARM_UP_STEPS, Bench, bench, read_steps
+from pretrain import bench as module
+from pretrain.bench import WARM_UP_STEPS, Bench, bench, build_loader, measure_reading, read_steps
 from pretrain.cli import main
+from pretrain.config.models import BertConfig
 from pretrain.config.run import RunConfig
+from pretrain.data.loader import MicroBatch
 from pretrain.data.prepare import ensure_prepared
+from pretrain.data.stream import Share
 from pretrain.models import FAMILIES, get_family
 from pretrain.runtime.timing import OURS
 from pretrain.training.trained import load_tokenizer
@@ -35,7 +41,7 @@ def measured(
 def test_tokens_are_those_of_the_batches(measured: tuple[RunConfig, Bench]) -> None:
     config, result = measured
     store = ensure_prepared(config, get_family(config.model.kind))
-    steps = read_steps(config, load_tokenizer(config, store), store, WARM_UP_STEPS + STEPS)
+    steps = read_steps(build_loader(config, load_tokenizer(config, store), store), 1, WARM_UP_STEPS + STEPS)
     assert [len(step) for step in steps] == [1] * len(steps)
     counted = []
     for (batch,) in steps[WARM_UP_STEPS:]:
@@ -43,6 +49,13 @@ def test_tokens_are_those_of_the_batches(measured: tuple[RunConfig, Bench]) -> N
         counted.append(int(batch.tensors["forward_index"].numel() if real is None else real.sum()))
     assert result.step.tokens == counted
     assert all(part.tokens == counted for part in result.parts)
+    if config.model.kind == "bert":
+        lengths = [batch.tensors["sequence_lengths"] for (batch,) in steps[WARM_UP_STEPS:]]
+        assert result.step.sequences == [int((of_step > 0).sum()) for of_step in lengths]
+        assert result.about["counts"]["attended"] == sum(int((of_step**2).sum()) for of_step in lengths)
+        assert result.fill == sum(counted) / sum(
+            batch.tensors["input_ids"].numel() for (batch,) in steps[WARM_UP_STEPS:]
+        )
 
 
 def test_ours_and_the_peers_do_the_same_work(measured: tuple[RunConfig, Bench]) -> None:
@@ -58,7 +71,11 @@ def test_numbers_follow_from_each_other(measured: tuple[RunConfig, Bench]) -> No
     config, result = measured
     values = json.loads(json.dumps(result.values()))
     step = values["step"]
-    assert step["flops_per_token"] == config.model.flops_per_token(values["vocabulary_size"])
+    model, vocabulary_size, counts = config.model, values["vocabulary_size"], values["counts"]
+    assert counts["tokens"] == sum(step["tokens"])
+    assert step["flops_per_token"] == model.flops_per_token(vocabulary_size, counts)
+    # BERT's sequences are not all full, and their share of predictions is rounded
+    assert (step["flops_per_token"] == model.flops_per_token(vocabulary_size)) == (model.kind == "elmo")
     for timing in (step, *values["parts"].values()):
         ours = timing[OURS]
         assert timing["peers"]
@@ -66,6 +83,8 @@ def test_numbers_follow_from_each_other(measured: tuple[RunConfig, Bench]) -> No
             assert len(one["seconds"]) == len(timing["tokens"]) == STEPS
             rates = [tokens / seconds for tokens, seconds in zip(timing["tokens"], one["seconds"], strict=True)]
             assert one["tokens_per_second"] == statistics.median(rates)
+            rates = [n / seconds for n, seconds in zip(timing["sequences"], one["seconds"], strict=False)]
+            assert one["sequences_per_second"] == (statistics.median(rates) if rates else None)
             assert one["flops_per_second"] == one["tokens_per_second"] * timing["flops_per_token"]
             assert one["share_of_peak"] == one["flops_per_second"] / values["matrix_peak"]["float32"]
         for peer in timing["peers"].values():
@@ -79,9 +98,13 @@ def test_numbers_follow_from_each_other(measured: tuple[RunConfig, Bench]) -> No
 
 
 def test_every_number_has_a_line(measured: tuple[RunConfig, Bench]) -> None:
-    _, result = measured
+    config, result = measured
     text = "\n".join(result.lines())
-    assert text.count(" tokens/s") == sum(len(timing.seconds) for timing in (result.step, *result.parts))
+    assert text.count(" tokens/s") == sum(len(timing.seconds) for timing in (result.step, *result.parts)) + 1
+    assert ", dropout 0" in text and "\nreading, one process: " in text
+    bert = isinstance(config.model, BertConfig)
+    assert text.count(" sequences/s") == bert * (len(result.step.seconds) + 1)
+    assert (", attention dropout 0" in text) == (", fill " in text) == bert
     assert all(f"\n{part.name}, " in text for part in result.parts)
 
 
@@ -100,6 +123,22 @@ def test_memory_of_each(measured: tuple[RunConfig, Bench]) -> None:
     config, result = measured
     least = {"adagrad": 3, "adamw": 4}[config.optimizer.kind] * 4 * result.about["parameters"]
     assert all(peak is not None and peak > least for peak in result.peak_memory.values())
+
+
+def test_reading_is_measured_over_whole_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first step takes 50 s, one that begins a block 9 s, others 1 s; a block is 4 steps of two micro-batches."""
+    now = 0.0
+
+    def read() -> Any:
+        nonlocal now
+        for step in itertools.count():
+            now += 1 if step % 4 else 9 if step else 50
+            share = Share({}, {"mlm": 1, "tokens": 5}, 0, {0: ((step + 1) // 4, 0), 1: (0, 0)})
+            yield from (MicroBatch({}, index, index == 1, share) for index in range(2))
+
+    monkeypatch.setattr(time, "perf_counter", lambda: now)
+    monkeypatch.setattr(module, "READING_SECONDS", 14)
+    assert measure_reading(read()) == {"tokens": 20 / 12}
 
 
 @pytest.mark.parametrize("family", FAMILIES)

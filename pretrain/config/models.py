@@ -4,6 +4,7 @@ Every number a plan needs before torch is imported (parameters, FLOPs) is a meth
 """
 
 import math
+from collections.abc import Mapping
 from typing import Annotated, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
@@ -124,6 +125,11 @@ class ElmoConfig(Section):
         return self.unroll_length
 
     @property
+    def dropouts(self) -> dict[str, float]:
+        """Every dropout, by its name in words."""
+        return {"dropout": self.dropout}
+
+    @property
     def token_parts(self) -> dict[str, int]:
         """Parameters of the token encoder, by part."""
         width = sum(number for _, number in self.filters)
@@ -155,8 +161,11 @@ class ElmoConfig(Section):
         cell = 2 * 2 * self.projection_size * 4 * self.cell_size + 2 * self.cell_size * self.projection_size
         return {"characters": 6.0 * token, "recurrence": 6.0 * self.num_layers * cell}
 
-    def flops_per_token(self, vocabulary_size: int) -> float:
-        """As `flops_by_part`, with the softmax over `vocabulary_size` words or the candidates among them."""
+    def flops_per_token(self, vocabulary_size: int, counts: Mapping[str, float] | None = None) -> float:
+        """As `flops_by_part`, with the softmax over `vocabulary_size` words or the candidates among them.
+
+        All positions cost the same, whatever the `counts` of examples.
+        """
         candidates = min(self.num_negatives, vocabulary_size) if self.softmax == "sampled" else vocabulary_size
         return sum(self.flops_by_part.values()) + 6.0 * 2 * self.projection_size * candidates
 
@@ -251,6 +260,11 @@ class BertConfig(Section):
         return self.dropout if self.attention_dropout is None else self.attention_dropout
 
     @property
+    def dropouts(self) -> dict[str, float]:
+        """Every dropout, by its name in words."""
+        return {"dropout": self.dropout, "attention dropout": self.dropout_of_attention}
+
+    @property
     def sequences_per_pack(self) -> int:
         """Most sequences of a pack: so many that only documents of very short ones ever need more."""
         return -(-self.tokens_per_example // 16)
@@ -269,12 +283,19 @@ class BertConfig(Section):
         next_sentence = (h * h + h) + (2 * h + 2) if self.next_sentence else 0
         return embeddings + self.num_layers * layer + masked_words + next_sentence
 
-    def flops_per_token(self, vocabulary_size: int) -> float:
-        """Training FLOPs per token: 6·N + 12·L·H·S + the head on masked rows only (bert.md §2.0)."""
+    def flops_per_token(self, vocabulary_size: int, counts: Mapping[str, float] | None = None) -> float:
+        """Training FLOPs per real token: 6·N + 12·L·H·S, and the head on predicted tokens only.
+
+        N are the layers' matrices, S the tokens that a token reads. `counts` of examples, as their maker has them, give
+        the means over their tokens; without, sequences are full and `mask_probability` of each is predicted.
+        """
+        if counts is None:
+            length = self.max_sequence_length
+            counts = {"tokens": length, "attended": length * length, "mlm": self.mask_probability * length}
         h = self.hidden_size
         dense = self.num_layers * (4 * h * h + 2 * h * self.intermediate_size)
-        attention = 12 * self.num_layers * h * self.max_sequence_length
-        head = self.mask_probability * 6 * (h * h + h * vocabulary_size)
+        attention = 12 * self.num_layers * h * counts["attended"] / counts["tokens"]
+        head = 6 * (h * h + h * vocabulary_size) * counts["mlm"] / counts["tokens"]
         return 6.0 * dense + attention + head
 
 

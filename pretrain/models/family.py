@@ -72,7 +72,7 @@ class ExampleMaker(Protocol):
         """Predictions per loss term, and `tokens`: the real (unpadded) tokens.
 
         There may also be `places`: tokens and padding, and `<term>.<kind>`: how many of a term's predictions are of a
-        kind. Their shares are logged.
+        kind. Their shares are logged. And `sequences`, and what else the config's `flops_per_token` asks for.
         """
 
     def collate(self, examples: Arrays) -> Batch:

@@ -1,7 +1,8 @@
 """What `pretrain bench` measures a family against: what a family's `peer.py` gives.
 
-`build_peers(model, tokenizer) -> list[Peer | Absent]`, with the weights of `model`, and `build_parts(model) ->
-list[Part]`, what of the model's work is timed by itself.
+`build_peers(model, tokenizer, *, compiled) -> list[Peer | Absent]`, with the weights of `model`, those that
+`torch.compile` makes only if `compiled`; and `build_parts(model) -> list[Part]`, what of the model's work is timed by
+itself.
 """
 
 from collections.abc import Callable, Mapping

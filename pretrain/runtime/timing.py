@@ -1,7 +1,7 @@
 """How long several contestants took for the same pieces of work, and what follows from it."""
 
 import statistics
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -19,12 +19,14 @@ class Timing:
     """FLOP/s of matrix products in the run's precision."""
     tokens: list[int] = field(default_factory=list)
     """Of each step."""
+    sequences: list[int] = field(default_factory=list)
+    """Of each step, where the tokens make up sequences."""
     seconds: dict[str, list[float]] = field(default_factory=dict)
     """Of each step, by contestant; ours first."""
 
-    def tokens_per_second(self, name: str) -> float:
-        """Median over the steps."""
-        return statistics.median(n / time for n, time in zip(self.tokens, self.seconds[name], strict=True))
+    def rate(self, name: str, amounts: Sequence[int]) -> float:
+        """What a contestant does per second, of the amounts of each step: median over the steps."""
+        return statistics.median(n / time for n, time in zip(amounts, self.seconds[name], strict=True))
 
     def ratio(self, name: str) -> float:
         """How many times as long a contestant takes as ours: median over the steps, each timed in the same moment."""
@@ -37,15 +39,17 @@ class Timing:
         return {
             "flops_per_token": self.flops_per_token,
             "tokens": self.tokens,
+            "sequences": self.sequences,
             OURS: self._values(OURS),
             "peers": {name: self._values(name) | {"ratio": self.ratio(name)} for name in self.seconds if name != OURS},
         }
 
     def _values(self, name: str) -> dict[str, Any]:
-        rate = self.tokens_per_second(name)
+        rate = self.rate(name, self.tokens)
         flops = rate * self.flops_per_token
         return {
             "tokens_per_second": rate,
+            "sequences_per_second": self.rate(name, self.sequences) if self.sequences else None,
             "flops_per_second": flops,
             "share_of_peak": flops / self.peak,
             "seconds": self.seconds[name],
@@ -57,9 +61,10 @@ class Timing:
         lines = []
         for name in self.seconds:
             values = self._values(name)
+            sequences = f"{values['sequences_per_second']:,.1f} sequences/s, " if self.sequences else ""
             ratio = "" if name == OURS else f", ratio {self.ratio(name):.2f}"
             lines.append(
-                f"  {name:<{width}}  {values['tokens_per_second']:,.0f} tokens/s, "
+                f"  {name:<{width}}  {values['tokens_per_second']:,.0f} tokens/s, {sequences}"
                 f"{values['flops_per_second'] / 1e12:.4g} TFLOP/s ({values['share_of_peak']:.1%} of the peak)"
                 f"{ratio}{notes.get(name, '')}"
             )

@@ -90,6 +90,29 @@ def test_published_sizes_of_bert(name: str, published: int) -> None:
     assert config.model.hidden_size == 64 * config.model.num_heads
 
 
+@pytest.mark.parametrize(("length", "large", "base"), [(128, 1.880, 0.546), (512, 1.993, 0.589)])
+def test_flops_of_published_sizes_of_bert(length: int, large: float, base: float) -> None:
+    """10⁹ per token, by hand, of full sequences of which 20 in 128 tokens are predicted, as published."""
+    counts = {"tokens": 3 * length, "attended": 3 * length**2, "mlm": 3 * 20 * length // 128}
+    models = {
+        large: BertConfig(hidden_size=1024, num_layers=24, num_heads=16, intermediate_size=4096),
+        base: BertConfig(),
+    }
+    for expected, model in models.items():
+        assert model.flops_per_token(30_522, counts) / 1e9 == pytest.approx(expected, abs=6e-4)
+
+
+def test_flops_of_planned_and_of_real_sequences() -> None:
+    """2 layers of 12·8² weights each; a predicted token costs 6·(8² + 8·100), and one that reads s tokens 12·2·8·s."""
+    model = BertConfig(
+        hidden_size=8, num_layers=2, num_heads=2, intermediate_size=32, max_sequence_length=64, mask_probability=0.25
+    )
+    layers, head = 6 * 2 * 12 * 64, 6 * (64 + 800)
+    assert model.flops_per_token(100) == layers + 192 * 64 + 0.25 * head
+    counts = {"tokens": 50, "attended": 40**2 + 10**2, "mlm": 7}
+    assert model.flops_per_token(100, counts) == pytest.approx(layers + 192 * 34 + 0.14 * head)
+
+
 FIXED = (
     "data.lanes=8",
     "batch={global_size: 32, micro_size: 8}",

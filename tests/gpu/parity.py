@@ -18,7 +18,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from pretrain.bench import read_steps, to_device
+from pretrain.bench import build_loader, read_steps, to_device
 from pretrain.data.prepare import ensure_prepared
 from pretrain.embedding.embedder import Embedder
 from pretrain.models import FAMILIES, get_family
@@ -128,7 +128,7 @@ def random_model(kind: str, folder: Path, corpus: Path) -> Results:
     family = get_family(kind)
     store = ensure_prepared(config, family)
     tokenizer = load_tokenizer(config, store)
-    ((batch,),) = read_steps(config, tokenizer, store, 1)
+    ((batch,),) = read_steps(build_loader(config, tokenizer, store), 1, 1)
     objective = family.build_objective(config.model, tokenizer)
     found = []
     for device in (torch.device("cpu"), DEVICE):

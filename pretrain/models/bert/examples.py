@@ -124,11 +124,17 @@ class BertExamples:
         }, places
 
     def counts(self, examples: Arrays) -> dict[str, int]:
-        """Predictions of each loss; the `nsp.random` among them; `tokens`, special ones included; and `places`."""
+        """Predictions of each loss, and the `nsp.random` among them; `tokens`, special ones included; `places`.
+
+        `attended` are the pairs of tokens of which one reads the other: all of a sequence.
+        """
+        lengths = examples["lengths"].reshape(-1).astype(np.int64)
         counts = {
             "mlm": int((examples["labels"] != IGNORED).sum()),
-            "tokens": int(examples["lengths"].sum(dtype=np.int64)),
+            "tokens": int(lengths.sum()),
             "places": examples["input_ids"].size,
+            "sequences": int(np.count_nonzero(lengths)),
+            "attended": int(lengths @ lengths),
         }
         if "is_next" in examples:
             counts["nsp"] = int((examples["is_next"] != IGNORED).sum())

@@ -1,5 +1,11 @@
-"""transformers' `BertForPreTraining` on the same weights and batches, for `pretrain bench`."""
+"""transformers' `BertForPreTraining` on the same weights and batches, for `pretrain bench`.
 
+As its users run it: attention by PyTorch's `scaled_dot_product_attention`, one sequence a row, padded to the longest of
+the micro-batch.
+"""
+
+import os
+import shutil
 import tempfile
 from pathlib import Path
 from typing import cast
@@ -16,12 +22,14 @@ from pretrain.models.loss import LossTerm
 from pretrain.models.peers import Absent, Part, Peer
 
 NAME = "transformers BertForPreTraining"
+COMPILED = f"{NAME}, compiled"
 
 
-def build_peers(model: nn.Module, tokenizer: Tokenizer) -> list[Peer | Absent]:
-    """transformers' model with the weights and sizes of `model`."""
+def build_peers(model: nn.Module, tokenizer: Tokenizer, *, compiled: bool) -> list[Peer | Absent]:
+    """transformers' model with the weights and sizes of `model`, as it comes and `compiled`."""
     try:
-        return [Peer(NAME, _build_peer(model, tokenizer), PeerObjective())]
+        peer = Peer(NAME, _build_model(model, tokenizer), PeerObjective())
+        return [peer, _build_compiled(model, tokenizer)] if compiled else [peer]
     except ModuleNotFoundError as error:
         return [Absent(NAME, f"{error.name} is not installed")]
 
@@ -31,7 +39,20 @@ def build_parts(model: nn.Module) -> list[Part]:
     return []
 
 
-def _build_peer(model: nn.Module, tokenizer: Tokenizer) -> nn.Module:
+def _build_compiled(model: nn.Module, tokenizer: Tokenizer) -> Peer | Absent:
+    """The model whole, in one graph for rows of any number and length, which the first step compiles and no other.
+
+    Both vary from batch to batch. The peak memory of its warm-up is the compiler's too.
+    """
+    compiler = os.environ.get("CXX", "g++")
+    if shutil.which(compiler) is None:
+        return Absent(COMPILED, f"there is no C++ compiler {compiler}; CXX names another")
+    peer = _build_model(model, tokenizer)
+    peer.compile(dynamic=True)
+    return Peer(COMPILED, peer, PeerObjective())
+
+
+def _build_model(model: nn.Module, tokenizer: Tokenizer) -> nn.Module:
     from transformers import BertForMaskedLM, BertForPreTraining
     from transformers.utils import logging
 

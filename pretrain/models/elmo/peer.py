@@ -187,7 +187,7 @@ class PeerModel(nn.Module):
         self.softmax = copy.deepcopy(softmax)
 
 
-def build_peers(model: nn.Module, tokenizer: Tokenizer) -> list[Peer | Absent]:
+def build_peers(model: nn.Module, tokenizer: Tokenizer, *, compiled: bool) -> list[Peer | Absent]:
     """AllenNLP's way and PyTorch's LSTM, with the weights of `model`."""
     ours = cast(ElmoModel, model)
     config = ours.encoder.config
@@ -201,6 +201,7 @@ def build_peers(model: nn.Module, tokenizer: Tokenizer) -> list[Peer | Absent]:
         return PeerModel(PeerEncoder(config, characters, directions), ours.softmax)
 
     objective = ElmoObjective(config, tokenizer)
+    none_compiled = [Absent("compiled", "ELMo's peers are not")] if compiled else []
     return [
         Peer(
             "AllenNLP's way",
@@ -214,6 +215,7 @@ def build_peers(model: nn.Module, tokenizer: Tokenizer) -> list[Peer | Absent]:
             objective,
             {RECURRENCE: _peer_recurrence},
         ),
+        *none_compiled,
     ]
 
 

@@ -222,6 +222,8 @@ def test_a_batch_of_rows(maker: BertExamples, block: Block) -> None:
     batch, counts = maker.collate(taken), maker.counts(taken)
     assert counts["mlm"] == len(batch["masked_labels"]) and counts["nsp"] == len(batch["is_next"]) == 8
     assert counts["tokens"] == int(batch["attention_mask"].sum()) and counts["places"] == 8 * LENGTH
+    mask = batch["attention_mask"]
+    assert counts["sequences"] == 8 and counts["attended"] == int((mask[:, :, None] * mask[:, None, :]).sum())
     length = batch["input_ids"].shape[1]
     assert length % 8 == 0 or length == LENGTH
     positions = batch["masked_positions"].numpy()
@@ -256,6 +258,8 @@ def test_a_batch_of_packs(packer: BertExamples, packs: Arrays) -> None:
         "nsp.random": int((batch["is_next"] == RANDOM).sum()),
         "tokens": int(batch["attention_mask"].sum()),
         "places": 5 * length,
+        "sequences": int((batch["sequence_lengths"] > 0).sum()),
+        "attended": sum(n * n for n in batch["sequence_lengths"].flatten().tolist()),
     }
     for row, lengths in enumerate(taken["lengths"].tolist()):
         expected: NDArray[np.int64] = np.concatenate([np.arange(n) for n in lengths])

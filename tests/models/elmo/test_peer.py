@@ -45,7 +45,7 @@ def contestants(of: ElmoConfig) -> tuple[nn.Module, list[Peer], list[Part]]:
     tokenizer = WordTokenizer([*SPECIAL_WORDS, *WORDS])
     torch.manual_seed(3)
     model = build_model(of, tokenizer.vocabulary_size)
-    peers = [peer for peer in build_peers(model, tokenizer) if isinstance(peer, Peer)]
+    peers = [peer for peer in build_peers(model, tokenizer, compiled=False) if isinstance(peer, Peer)]
     return model, peers, build_parts(model)
 
 
