@@ -90,6 +90,8 @@ class ScheduleConfig(Section):
     decay: Literal["constant", "linear", "polynomial", "cosine", "trapezoid"] = "linear"
     """After the warm-up: the peak for ever; or down to zero at the last step, along a line, a power or half a cosine;
     or the peak, and a line to zero over the last share of the steps."""
+    final_share: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Not for constant: the share of the peak that is left at the end, instead of zero."""
     power: Annotated[float, Field(gt=0)] | None = None
     """Polynomial only: the power of the share of the decay that is left; 1 is linear."""
     decay_share: Annotated[float, Field(gt=0, le=1)] | None = None
@@ -104,6 +106,8 @@ class ScheduleConfig(Section):
                 problems.append(f"decay is {owner}, which needs {name}")
             elif self.decay != owner and value is not None:
                 problems.append(f"{name} is {value}, which decay {self.decay} does not have: only {owner} does")
+        if self.decay == "constant" and self.final_share:
+            problems.append(f"final_share is {self.final_share}, which decay constant does not have")
         if problems:
             raise ValueError("\n".join(problems))
         return self
@@ -114,6 +118,10 @@ class ScheduleConfig(Section):
             return (step + 1) / self.warmup_steps
         if self.decay == "constant":
             return 1.0
+        return self.final_share + (1 - self.final_share) * self._left(step)
+
+    def _left(self, step: int) -> float:
+        """Of the decay from 1 to 0: what is left after the warm-up."""
         if step >= self.total_steps:
             return 0.0
         decaying: float = self.total_steps - self.warmup_steps

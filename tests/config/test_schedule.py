@@ -38,6 +38,24 @@ def test_every_decay_is_its_formula(decay: str, warmup: int) -> None:
     assert max(schedule.factor(step) for step in range(TOTAL)) == 1.0
 
 
+@pytest.mark.parametrize("decay", [decay for decay in SHAPES if decay != "constant"])
+def test_what_is_left_at_the_end(decay: str) -> None:
+    """The same shape from the peak to the share, and a line that goes on is a line that was longer."""
+    to_zero, to_share = (
+        ScheduleConfig(total_steps=TOTAL, warmup_steps=4, decay=decay, final_share=share, **OPTIONS[decay])
+        for share in (0.0, 0.25)
+    )
+    for step in range(4, TOTAL + 2):
+        assert to_share.factor(step) == pytest.approx(0.25 + 0.75 * to_zero.factor(step), rel=1e-13)
+    assert [to_share.factor(step) for step in range(4)] == [to_zero.factor(step) for step in range(4)]
+    longer = ScheduleConfig(total_steps=52, warmup_steps=4)
+    if decay == "linear":
+        assert all(to_share.factor(step) == pytest.approx(longer.factor(step)) for step in range(TOTAL))
+    assert problems("schedule={total_steps: 9, decay: constant, final_share: 0.1}") == [
+        "schedule: final_share is 0.1, which decay constant does not have"
+    ]
+
+
 def test_powers() -> None:
     """1 is linear, 2 falls faster: with a half left, a quarter."""
     linear = ScheduleConfig(total_steps=10, warmup_steps=2)
