@@ -7,6 +7,7 @@ from tests.runs import TINY
 
 FAST = "model.attention_dropout=0"
 """CUDA's quickest kernels for packs have none."""
+COMPILED = "--compiled-peers"
 SMALL = [  # a BERT that two minutes teach something
     "model.num_layers=6", "batch.global_size=128", "batch.micro_size=128", "precision=bf16-mixed",
     "schedule.total_steps=1500", "schedule.warmup_steps=150",
@@ -23,14 +24,14 @@ DRY_TRAIN = ["schedule.total_steps=4", "schedule.warmup_steps=0", "logging.every
 
 BENCH = {  # steps of 32,768 tokens for BERT, which one pass takes
     "bert-base-128": ("bert/base-128", 10, ["batch.micro_size=256"]),
-    "bert-base-128-fast": ("bert/base-128", 10, ["batch.micro_size=256", FAST]),
+    "bert-base-128-fast": ("bert/base-128", 10, ["batch.micro_size=256", FAST, COMPILED]),
     "bert-base-512-fast": ("bert/base-512", 10, ["batch.global_size=64", "batch.micro_size=64", FAST]),
     "bert-large-128-fast": ("bert/large-128", 5, ["batch.global_size=256", FAST]),
-    "bert-large-512-fast": ("bert/large-512", 5, ["batch.global_size=64", FAST]),
+    "bert-large-512-fast": ("bert/large-512", 5, ["batch.global_size=64", FAST, COMPILED]),
     "elmo-original-bf16": ("elmo/original", 10, ["batch.micro_size=384", "precision=bf16-mixed"]),
     "elmo-original-float32": ("elmo/original", 5, ["batch.micro_size=384"]),
 }
-"""Config, timed steps, overrides."""
+"""Config, timed steps, overrides and options."""
 TRAIN = {
     "bert-small": ("bert/small", 55, [*SMALL, *WATCHED]),
     "elmo-medium": ("elmo/demo", 55, [*MEDIUM, *WATCHED]),
