@@ -13,13 +13,14 @@ from torch import Tensor, nn
 LEVELS = 2**16
 
 
-def draw_kept(shape: torch.Size, probability: float) -> tuple[Tensor, float]:
-    """Which elements are kept (bool, of `shape`), and what they are multiplied by."""
+def draw_mask(shape: torch.Size, probability: float, dtype: torch.dtype) -> Tensor:
+    """What elements are multiplied by: 0, or the scale of what is kept."""
     threshold = round(probability * LEVELS)
     count = shape.numel()
     numbers = torch.empty(-(-count // 4), dtype=torch.int64).random_(-(2**63), None)
     bits = numbers.view(torch.int16)[:count].view(shape)
-    return bits >= threshold - LEVELS // 2, LEVELS / (LEVELS - threshold)
+    mask = torch.ge(bits, threshold - LEVELS // 2, out=torch.empty(shape, dtype=dtype))
+    return mask.mul_(LEVELS / (LEVELS - threshold))
 
 
 class Dropout(nn.Module):
@@ -34,8 +35,7 @@ class Dropout(nn.Module):
         ours = self.training and self.probability and x.device.type == "cpu" and not torch.compiler.is_compiling()
         if not ours:
             return F.dropout(x, self.probability, self.training)
-        kept, scale = draw_kept(x.shape, self.probability)
-        return x * kept.to(x.dtype).mul_(scale)
+        return x * draw_mask(x.shape, self.probability, x.dtype)
 
 
 class DropoutAttention(torch.autograd.Function):
@@ -46,16 +46,14 @@ class DropoutAttention(torch.autograd.Function):
         """[heads, tokens, width] from the same, three times; probabilities are float32 at least."""
         scores = torch.bmm(query * query.shape[-1] ** -0.5, key.transpose(1, 2))
         probabilities = scores.softmax(-1, dtype=torch.promote_types(scores.dtype, torch.float32))
-        kept, scale = draw_kept(scores.shape, dropout)
-        context.save_for_backward(query, key, value, probabilities, kept)
-        context.scale = scale
-        return torch.bmm((probabilities * kept).mul_(scale).to(value.dtype), value)
+        mask = draw_mask(scores.shape, dropout, probabilities.dtype)
+        context.save_for_backward(query, key, value, probabilities, mask)
+        return torch.bmm((probabilities * mask).to(value.dtype), value)
 
     @staticmethod
     def backward(context: Any, gradient: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
         """Of the three inputs."""
-        query, key, value, probabilities, kept = context.saved_tensors
-        mask = kept.to(probabilities.dtype).mul_(context.scale)
+        query, key, value, probabilities, mask = context.saved_tensors
         to_value = torch.bmm((probabilities * mask).to(value.dtype).transpose(1, 2), gradient)
         to_probabilities = torch.bmm(gradient, value.transpose(1, 2)) * mask
         along = (to_probabilities * probabilities).sum(-1, keepdim=True)

@@ -17,7 +17,7 @@ class Predictions(NamedTuple):
     """What the heads say about a batch."""
 
     words: Tensor
-    """[masked, vocabulary]: logits of the masked positions, in the order given."""
+    """[masked, padded vocabulary]: logits of the masked positions, in the order given; -inf where there is no word."""
     next_sentence: Tensor | None
     """[sequences, 2]: logits of the classes 0 = next, 1 = random; None for a model that is not asked."""
 
@@ -80,9 +80,10 @@ class MaskedWordHead(nn.Module):
         self.decoder.weight = words.weight
 
     def forward(self, x: Tensor) -> Tensor:
-        """[rows, vocabulary] from [rows, hidden]."""
+        """[rows, padded vocabulary] from [rows, hidden]."""
         logits: Tensor = self.decoder(self.norm(self.activation(self.transform(x))))
-        return logits[:, : self.vocabulary_size]  # the rows without a word get no gradient, and stay 0
+        logits[:, self.vocabulary_size :] = -torch.inf  # so these get no gradient, and their parameters stay 0
+        return logits
 
 
 class BertModel(nn.Module):

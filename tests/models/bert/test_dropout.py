@@ -5,13 +5,15 @@ import torch
 from torch import Tensor
 
 from pretrain.models.bert import dropout
-from pretrain.models.bert.dropout import Dropout, DropoutAttention, draw_kept
+from pretrain.models.bert.dropout import Dropout, DropoutAttention, draw_mask
 
 
 @pytest.mark.parametrize("probability", [0.1, 0.5, 0.97])
 def test_as_many_are_dropped_as_are_asked_for_each_by_itself(probability: float) -> None:
     torch.manual_seed(0)
-    kept, scale = draw_kept(torch.Size([1001, 999]), probability)
+    mask = draw_mask(torch.Size([1001, 999]), probability, torch.float32)
+    kept, scale = mask > 0, mask.max().item()
+    assert torch.equal(mask, kept * scale)
     deviation = (probability * (1 - probability) / kept.numel()) ** 0.5
     assert kept.double().mean().item() == pytest.approx(1 - probability, abs=4 * deviation + 2**-16)
     assert scale == pytest.approx(1 / (1 - probability), rel=1e-3)
@@ -46,9 +48,9 @@ def test_attention_agrees_with_the_formula(monkeypatch: pytest.MonkeyPatch) -> N
     torch.manual_seed(0)
     three = [torch.randn(3, 17, 8, dtype=torch.float64, requires_grad=True) for _ in range(3)]
     weights = torch.randn(3, 17, 8, dtype=torch.float64)
-    kept, scale = draw_kept(torch.Size([3, 17, 17]), 0.3)
-    monkeypatch.setattr(dropout, "draw_kept", lambda shape, probability: (kept, scale))
-    expected, actual = attention(*three, kept * scale), DropoutAttention.apply(*three, 0.3)
+    mask = draw_mask(torch.Size([3, 17, 17]), 0.3, torch.float64)
+    monkeypatch.setattr(dropout, "draw_mask", lambda shape, probability, dtype: mask)
+    expected, actual = attention(*three, mask), DropoutAttention.apply(*three, 0.3)
     torch.testing.assert_close(actual, expected)
     for ours, theirs in zip(*(torch.autograd.grad(y, three, weights) for y in (actual, expected)), strict=True):
         torch.testing.assert_close(ours, theirs)

@@ -71,7 +71,7 @@ def test_transformers_loads_all_and_agrees(
         )
     real = inputs["attention_mask"].bool()
     torch.testing.assert_close(
-        actual.words.reshape(3, 20, -1)[real], expected.prediction_logits[real], atol=5e-5, rtol=1e-5
+        actual.words[:, :200].reshape(3, 20, -1)[real], expected.prediction_logits[real], atol=5e-5, rtol=1e-5
     )
     torch.testing.assert_close(actual.next_sentence, expected.seq_relationship_logits, atol=5e-5, rtol=1e-5)
 
@@ -302,7 +302,9 @@ def test_a_model_without_pairs_is_a_masked_language_model(
         )
     assert actual.next_sentence is None
     real = inputs["attention_mask"].bool()
-    torch.testing.assert_close(actual.words.reshape(3, 20, -1)[real], expected.logits[real], atol=5e-5, rtol=1e-5)
+    torch.testing.assert_close(
+        actual.words[:, :200].reshape(3, 20, -1)[real], expected.logits[real], atol=5e-5, rtol=1e-5
+    )
     again = FAMILY.read(tmp_path / "single")
     assert again.config == config
     added = FAMILY.initialize(model, tmp_path / "single")

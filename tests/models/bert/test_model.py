@@ -250,7 +250,8 @@ def test_rows_without_a_word_are_never_predicted_and_stay_0(model: BertModel) ->
     assert words[:200].any(dim=1).all() and bias[:200].all()
     assert not words[200:].any() and not bias[200:].any()
     predictions = model(**{name: batch[name] for name in batch if name not in ("is_next", "masked_labels")}).words
-    assert predictions.shape == (9, 200)
+    assert predictions.shape == (9, 256)
+    assert predictions[:, :200].isfinite().all() and (predictions[:, 200:] == -torch.inf).all()
 
 
 def test_dropout_of_attention_is_that_of_hidden_states_or_its_own() -> None:

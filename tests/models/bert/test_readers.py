@@ -59,7 +59,7 @@ def test_encoder_and_masked_words(folder: Path, model: BertModel, tokenizer: Wor
     with torch.no_grad():
         ours = model.encoder(*arguments).layers
         theirs = encoder(**inputs, output_hidden_states=True)
-        words = model(*arguments, torch.arange(arguments[0].numel())).words
+        words = model(*arguments, torch.arange(arguments[0].numel())).words[:, : model.vocabulary_size]
         torch.testing.assert_close(head(**inputs).logits[0], words, atol=5e-5, rtol=1e-5)
     for one, other in zip(ours, theirs.hidden_states, strict=True):
         torch.testing.assert_close(one, other, atol=5e-5, rtol=1e-5)
