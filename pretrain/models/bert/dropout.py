@@ -47,15 +47,19 @@ class DropoutAttention(torch.autograd.Function):
         scores = torch.bmm(query * query.shape[-1] ** -0.5, key.transpose(1, 2))
         probabilities = scores.softmax(-1, dtype=torch.promote_types(scores.dtype, torch.float32))
         mask = draw_mask(scores.shape, dropout, probabilities.dtype)
-        context.save_for_backward(query, key, value, probabilities, mask)
-        return torch.bmm((probabilities * mask).to(value.dtype), value)
+        mixed = torch.bmm((probabilities * mask).to(value.dtype), value)
+        context.save_for_backward(query, key, value, probabilities, mask, mixed)
+        return mixed
 
     @staticmethod
     def backward(context: Any, gradient: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
         """Of the three inputs."""
-        query, key, value, probabilities, mask = context.saved_tensors
+        query, key, value, probabilities, mask, mixed = context.saved_tensors
+        scale = query.shape[-1] ** -0.5
         to_value = torch.bmm((probabilities * mask).to(value.dtype).transpose(1, 2), gradient)
-        to_probabilities = torch.bmm(gradient, value.transpose(1, 2)) * mask
-        along = (to_probabilities * probabilities).sum(-1, keepdim=True)
-        to_scores = (to_probabilities - along).mul_(probabilities).mul_(query.shape[-1] ** -0.5).to(query.dtype)
-        return torch.bmm(to_scores, key), torch.bmm(to_scores.transpose(1, 2), query), to_value, None
+        # Softmax takes from each slope the mean of its row, which is also that of the slopes of what was mixed.
+        means = (gradient * mixed).sum(-1, keepdim=True, dtype=mask.dtype)
+        slopes = torch.bmm(gradient, value.transpose(1, 2)).to(mask.dtype)
+        to_scores = slopes.mul_(mask).sub_(means).mul_(probabilities).to(query.dtype)
+        to_query = torch.bmm(to_scores, key).mul_(scale)
+        return to_query, torch.bmm(to_scores.transpose(1, 2), query).mul_(scale), to_value, None

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
@@ -66,23 +67,35 @@ class BertEncoder(nn.Module):
         return LayerVectors(tuple(kept), attention_mask.bool())
 
 
+class Decoder(nn.Linear):
+    """Logits of words from the word embeddings' own Parameter, with a bias of its own; -inf for rows without a word."""
+
+    no_word: Tensor
+
+    def __init__(self, words: nn.Embedding, vocabulary_size: int) -> None:
+        super().__init__(words.embedding_dim, words.num_embeddings)
+        self.weight = words.weight
+        self.register_buffer("no_word", torch.arange(words.num_embeddings) >= vocabulary_size, persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[rows, padded vocabulary] from [rows, hidden]. What has no word gets no gradient, and stays 0."""
+        return F.linear(x, self.weight, self.bias.masked_fill(self.no_word, -torch.inf))
+
+
 class MaskedWordHead(nn.Module):
-    """Logits over the vocabulary; the output matrix is the word embeddings' own Parameter, with a bias of its own."""
+    """What the masked words were."""
 
     def __init__(self, config: BertConfig, words: nn.Embedding, vocabulary_size: int) -> None:
         super().__init__()
         size = config.hidden_size
-        self.vocabulary_size = vocabulary_size
         self.transform = nn.Linear(size, size)
         self.activation = Activation(config.activation)
         self.norm = LayerNorm(size, config.layer_norm_epsilon)
-        self.decoder = nn.Linear(size, words.num_embeddings)
-        self.decoder.weight = words.weight
+        self.decoder = Decoder(words, vocabulary_size)
 
     def forward(self, x: Tensor) -> Tensor:
         """[rows, padded vocabulary] from [rows, hidden]."""
         logits: Tensor = self.decoder(self.norm(self.activation(self.transform(x))))
-        logits[:, self.vocabulary_size :] = -torch.inf  # so these get no gradient, and their parameters stay 0
         return logits
 
 
