@@ -10,7 +10,7 @@ from typing import Any, Literal, NoReturn
 import click
 
 from pretrain.errors import ConfigError, PretrainError
-from pretrain.runtime.distributed import leave_ranks, world
+from pretrain.runtime.distributed import end_rank, leave_ranks, world
 from pretrain.runtime.logging import set_up_logging
 
 LINES = ["paragraph", "sentence", "wrapped"]
@@ -92,9 +92,10 @@ def train(config: str, overrides: tuple[str, ...], stop_after: int | None) -> No
 
     launched = world() is not None
     folder = train(load_config(config, overrides), stop_after)
+    if launched:
+        end_rank()
     leave_ranks()
-    if not launched:
-        click.echo(f"run folder: {folder}")
+    click.echo(f"run folder: {folder}")
 
 
 @main.command()

@@ -5,7 +5,7 @@ import sys
 
 from pretrain.config.load import load_config
 from pretrain.data.prepare import prepared_store
-from pretrain.runtime.distributed import end_with_launcher, leave_ranks, world
+from pretrain.runtime.distributed import end_rank, end_with_launcher, world
 from pretrain.runtime.logging import set_up_logging
 from pretrain.training.trainer import run_rank
 
@@ -19,7 +19,7 @@ def main() -> None:
     for path, stop_after in json.loads(sys.argv[1]):
         config = load_config(path)
         run_rank(config, prepared_store(config), this, stop_after)
-    leave_ranks()
+    end_rank()
 
 
 main()

@@ -151,3 +151,21 @@ def test_a_rank_leaves_its_group_before_python_ends(tmp_path: Path) -> None:
     dist.init_process_group("gloo", init_method=f"file://{tmp_path}/rendezvous", rank=0, world_size=1)
     leave_ranks()
     assert not dist.is_initialized()
+
+
+def test_a_rank_ends_at_once_after_what_python_does_at_exit() -> None:
+    """Nothing that is destroyed with the interpreter can turn its exit code into another."""
+    script = """
+import atexit, os
+from pretrain.runtime.distributed import end_rank
+class Late:
+    def __del__(self):
+        os.abort()
+late = Late()
+late.itself = late
+atexit.register(print, "at exit")
+print("done")
+end_rank()
+"""
+    ended = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60)
+    assert (ended.returncode, ended.stdout) == (0, "done\nat exit\n"), ended.stderr
