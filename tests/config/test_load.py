@@ -284,3 +284,12 @@ def test_a_config_is_frozen_and_its_tokenizer_follows_the_model() -> None:
 def test_a_name_that_is_no_folder_of_its_own_is_refused(name: str) -> None:
     with pytest.raises(ConfigError, match=r"name"):
         load_config("configs/bert/demo.yaml", [f"name={name}"])
+
+
+def test_how_a_bert_is_computed_may_change_when_a_run_is_resumed() -> None:
+    """And what it computes may not."""
+    decided = load_config(BERT).deciding()
+    how = ["model.attention=nested", "model.compile=true", "model.activation_checkpointing=true"]
+    assert load_config(BERT, how).deciding() == decided
+    changed = load_config(BERT, ["model.attention_dropout=0"]).deciding()
+    assert {key for key in decided if changed[key] != decided[key]} == {"model.attention_dropout"}
