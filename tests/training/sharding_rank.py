@@ -9,7 +9,7 @@ from lightning.pytorch import Callback, Trainer
 
 from pretrain.config.load import load_config
 from pretrain.data.prepare import prepared_store
-from pretrain.runtime.distributed import end_with_launcher, world
+from pretrain.runtime.distributed import end_rank, end_with_launcher, world
 from pretrain.training import trainer
 from pretrain.training.module import Pretraining
 
@@ -44,10 +44,11 @@ def main() -> None:
     for path in sys.argv[2:]:
         config = load_config(path)
         held = Held(config.sharding.zero_stage)
-        trainer.build_trainer = lambda *a, held=held, **k: build(*a[:2], [held, *a[2]], *a[3:], **k)
+        trainer.build_trainer = lambda *a, held=held, **k: build(*a[:3], [held, *a[3]], **k)
         trainer.run_rank(config, prepared_store(config), this, 1)
         counted[config.name] = held.counted
     (Path(sys.argv[1]) / f"rank-{this.rank}.json").write_text(json.dumps(counted), encoding="utf-8")
+    end_rank()
 
 
 main()
