@@ -2,7 +2,7 @@
 
 Shapes: B rows of T tokens, H hidden size; S places for sequences in a row; N sequences in all, L tokens of the longest.
 
-All ways are tuples of tensors, since ZeRO 3 looks for a module's tensors only inside tuples, lists and dictionaries.
+All ways are tuples, since ZeRO 3 looks for a module's tensors only inside tuples, lists and dictionaries.
 """
 
 import importlib

@@ -33,11 +33,13 @@ def build(tokenizer: WordPieceTokenizer, **options: object) -> BertModel:
     return model
 
 
-def batch_of(model: BertModel, block: Block, tokenizer: WordPieceTokenizer) -> dict[str, Tensor]:
-    """All examples of the block."""
+def batch_of(
+    model: BertModel, block: Block, tokenizer: WordPieceTokenizer, rows: int | None = None
+) -> dict[str, Tensor]:
+    """All examples of the block, or the first of them."""
     maker = build_examples(model.config, tokenizer, 1)
     examples = maker.make(block, np.random.default_rng(0))
-    return dict(maker.collate(examples.take(0, len(examples))))
+    return dict(maker.collate(examples.take(0, rows or len(examples))))
 
 
 def losses(model: BertModel, batch: dict[str, Tensor]) -> dict[str, LossTerm]:
