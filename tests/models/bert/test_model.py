@@ -190,19 +190,21 @@ def test_losses_are_float32_where_the_model_is_not(model: BertModel) -> None:
     assert model.encoder(ids, torch.zeros_like(ids), torch.ones_like(ids)).layers[-1].dtype == torch.bfloat16
 
 
+def random_batch(rows: int, length: int) -> dict[str, Tensor]:
+    """Full rows of random words, of which every seventh is predicted."""
+    ids = torch.randint(5, 200, (rows, length), generator=torch.Generator().manual_seed(0))
+    return {
+        "input_ids": ids,
+        "segment_ids": torch.zeros_like(ids),
+        "attention_mask": torch.ones_like(ids),
+        "is_next": torch.arange(rows) % 2,
+        "masked_positions": torch.arange(1, rows * length, 7),
+        "masked_labels": ids.flatten()[1::7],
+    }
+
+
 def test_first_loss_is_that_of_a_guess(model: BertModel) -> None:
-    ids = torch.randint(5, 200, (16, 32), generator=torch.Generator().manual_seed(0))
-    terms = losses(
-        model,
-        {
-            "input_ids": ids,
-            "segment_ids": torch.zeros_like(ids),
-            "attention_mask": torch.ones_like(ids),
-            "is_next": torch.arange(16) % 2,
-            "masked_positions": torch.arange(1, 512, 7),
-            "masked_labels": ids.flatten()[1::7],
-        },
-    )
+    terms = losses(model, random_batch(16, 32))
     assert (terms["mlm"].total / terms["mlm"].count).item() == pytest.approx(math.log(200), abs=0.1)
     assert (terms["nsp"].total / terms["nsp"].count).item() == pytest.approx(math.log(2), abs=0.05)
 
@@ -231,15 +233,7 @@ def test_parameters_are_as_many_as_planned_and_tied(model: BertModel) -> None:
 
 
 def test_rows_without_a_word_are_never_predicted_and_stay_0(model: BertModel) -> None:
-    ids = torch.randint(5, 200, (4, 16), generator=torch.Generator().manual_seed(0))
-    batch = {
-        "input_ids": ids,
-        "segment_ids": torch.zeros_like(ids),
-        "attention_mask": torch.ones_like(ids),
-        "is_next": torch.arange(4) % 2,
-        "masked_positions": torch.arange(1, 64, 7),
-        "masked_labels": ids.flatten()[1::7],
-    }
+    batch = random_batch(4, 16)
     optimizer = torch.optim.AdamW(model.parameters(), lr=0.1)
     for _ in range(3):
         terms = losses(model, batch)
