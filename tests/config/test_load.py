@@ -89,7 +89,7 @@ def test_the_recipes_of_bert(
     assert (model.max_sequence_length, model.max_positions, schedule.total_steps) == (length, 512, steps)
     assert schedule.warmup_steps == pytest.approx(warm_up * (steps if warm_up < 1 else 1), abs=1)
     assert schedule.power == (0.5 if optimizer.kind == "lamb" else None)
-    assert model.next_sentence == (name not in ("roberta-base", "large-24h"))
+    assert objective.next_sentence == (name not in ("roberta-base", "large-24h"))
     assert (model.dropout, model.dropout_of_attention) == (0.1, 0.0 if name == "large-24h" else 0.1)
     most = {"base-128": 4, "base-512": 8, "large-24h": 16}.get(name, 64)
     assert not any(config.rank_problems(ranks) for ranks in (1, 2, 4, 8, 16, 32, 64) if ranks <= most)
@@ -112,7 +112,9 @@ def test_the_two_phases_of_bert_base_are_on_one_line() -> None:
 
 
 def test_every_problem_is_told_at_once_with_its_path_and_value() -> None:
-    assert problems("seed=true", "data.lanes=8.0", "model.dropuot=1", "tokenizer.words=all", "batch.micro_size=0") == [
+    assert problems(
+        "seed=true", "data.lanes=8.0", "model.dropuot=1", "tokenizer.word_split=all", "batch.micro_size=0"
+    ) == [
         "seed: must be a whole number (given: True)",
         "data.lanes: must be a whole number (given: 8.0)",
         "tokenizer.words: must be 'whitespace' or 'unicode' (given: 'all')",
@@ -176,7 +178,12 @@ def test_contradictions_are_told_one_a_line() -> None:
         "batch.global_size (30) is not a multiple of batch.micro_size (7)",
     ]
     assert problems("tokenizer={kind: wordpiece}") == ["tokenizer.kind is wordpiece, which model.kind elmo cannot read"]
-    sizes = ("model.hidden_size=128", "model.num_heads=3", "model.max_positions=128", "model.max_sequence_length=500")
+    sizes = (
+        "model.hidden_size=128",
+        "model.num_heads=3",
+        "model.max_positions=128",
+        "objective.max_sequence_length=500",
+    )
     assert problems(*sizes, path=BERT) == [
         "model: hidden_size (128) is not a multiple of num_heads (3)",
         "model: max_sequence_length (500) is more than max_positions (128)",
@@ -289,7 +296,7 @@ def test_a_name_that_is_no_folder_of_its_own_is_refused(name: str) -> None:
 def test_how_a_bert_is_computed_may_change_when_a_run_is_resumed() -> None:
     """And what it computes may not."""
     decided = load_config(BERT).deciding()
-    how = ["model.attention=nested", "model.compile=true", "model.activation_checkpointing=true"]
+    how = ["compute.attention=nested", "compute.compile=true", "compute.activation_checkpointing=true"]
     assert load_config(BERT, how).deciding() == decided
     changed = load_config(BERT, ["model.attention_dropout=0"]).deciding()
     assert {key for key in decided if changed[key] != decided[key]} == {"model.attention_dropout"}

@@ -86,7 +86,7 @@ def test_what_the_original_trainer_writes(shared_data: SharedData) -> None:
     read = FAMILY.read(shared_data("elmo_fixtures/untrained_es"))
     assert (read.config.cell_size, read.config.projection_size, read.config.num_layers) == (64, 16, 2)
     assert (read.model.encoder.token_encoder.highways[0].carry.bias == -2).all()
-    assert read.model.softmax is None
+    assert read.objective.softmax is None
     assert read.tokenizer is not None and read.tokenizer.vocabulary_size == 3
     assert FAMILY.load_tokenizer(shared_data("elmo_fixtures/untrained_es")) is None
 
@@ -198,7 +198,7 @@ def test_initialize_with_another_vocabulary(folder: Path, config: ElmoConfig, to
     """Words that both have bring their row and bias along, wherever they stand; the others keep fresh ones."""
     words = ["new", "b", "</S>", "<UNK>", "f", "other", "<S>", "more"]
     model = ElmoModel(config, len(words))
-    assert model.softmax is not None
+    assert objective.softmax is not None
     torch.nn.init.normal_(model.softmax.bias)
     fresh = {name: value.clone() for name, value in model.state_dict().items()}
     new = FAMILY.initialize(model, folder, WordTokenizer(words))
@@ -226,7 +226,7 @@ def test_initialize_without_a_softmax(
 ) -> None:
     (folder / without).unlink()
     model = ElmoModel(config, 9)
-    assert model.softmax is not None
+    assert objective.softmax is not None
     fresh = model.softmax.weight.detach().clone()
     assert FAMILY.initialize(model, folder, tokenizer) == [new]
     assert torch.equal(model.softmax.weight, fresh)
