@@ -37,11 +37,8 @@ def sections_in(annotation: Any) -> Iterator[type[Section]]:
 
 
 def option_paths(section: type[Section], prefix: str = "") -> Iterator[str]:
-    """The dotted path of every option of a section and of those in it, of all their kinds; lists end a path."""
+    """The dotted path of every option of a section and of those in it, of all their kinds, without places in lists."""
     for name, field in section.model_fields.items():
         yield f"{prefix}{name}"
-        if not any(
-            getattr(part, "__origin__", None) is tuple for part in (field.annotation, *get_args(field.annotation))
-        ):
-            for inner in sections_in(field.annotation):
-                yield from option_paths(inner, f"{prefix}{name}.")
+        for inner in sections_in(field.annotation):
+            yield from option_paths(inner, f"{prefix}{name}.")

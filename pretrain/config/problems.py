@@ -53,16 +53,19 @@ def describe_problems(values: Any, errors: Iterable[Any], options: Collection[st
 
 
 def suggest(path: str, options: Collection[str]) -> str:
-    """What to write in the place of an option that does not exist, as the end of a message; nothing if unknown."""
+    """What to write in the place of an option that does not exist, as the end of a message; nothing where unknown."""
     if path in MOVED:
         return f"; it is {MOVED[path]} now"
-    *section, name = path.split(".")
+    *section, name = (part for part in path.split(".") if not part.isdecimal())
+    if ".".join([*section, name]) in options:
+        return f"; only another {'.'.join([*section, 'kind'])} has it"
+    within = [option for option in options if option.split(".")[:-1] == section]
     elsewhere = [option for option in options if option.rpartition(".")[2] == name]
-    inside = {option for option in options if option.split(".")[:-1] == section}
-    close = elsewhere or difflib.get_close_matches(path, inside, 1, 0.8)
-    close = close or [
-        option for option in options if difflib.get_close_matches(name, [option.rpartition(".")[2]], 1, 0.8)
-    ]
+    close = (
+        difflib.get_close_matches(".".join([*section, name]), within, 1, 0.8)
+        or elsewhere
+        or [option for option in options if difflib.get_close_matches(name, [option.rpartition(".")[2]], 1, 0.8)]
+    )
     return f"; did you mean {close[0]}?" if close else ""
 
 

@@ -98,7 +98,7 @@ def write(folder: Path, model_folder: ModelFolder) -> None:
     tokenizer.save_vocabulary(folder / VOCABULARY_FILE)
     parameters = dict(model.named_parameters())
     _store(folder / "weights.hdf5", _encoder_datasets(config), parameters)
-    if objective.softmax is not None:
+    if model.softmax is not None:
         _store(folder / "softmax_weights.hdf5", _SOFTMAX_DATASETS, parameters)
 
 
@@ -122,7 +122,7 @@ def _initialize_softmax(
     source: ElmoModel, source_tokenizer: WordTokenizer, model: ElmoModel, tokenizer: WordTokenizer
 ) -> list[str]:
     """Copies the rows and biases of the words that both predict; returns what keeps its values."""
-    assert objective.softmax is not None
+    assert model.softmax is not None
     if source.softmax is None:
         return ["the softmax, since the folder holds none"]
     if source.softmax.vocabulary_size != source_tokenizer.vocabulary_size:

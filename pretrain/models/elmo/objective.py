@@ -59,7 +59,7 @@ class ElmoObjective:
         folder held no softmax, or another vocabulary's.
         """
         model = cast(ElmoModel, model)
-        if objective.softmax is None:
+        if model.softmax is None:
             raise ExportError("the model folder holds no *softmax_weights.hdf5: it gives vectors, but no losses")
         if model.softmax.vocabulary_size != self._vocabulary_size:
             raise ExportError(

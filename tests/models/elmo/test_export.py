@@ -198,7 +198,7 @@ def test_initialize_with_another_vocabulary(folder: Path, config: ElmoConfig, to
     """Words that both have bring their row and bias along, wherever they stand; the others keep fresh ones."""
     words = ["new", "b", "</S>", "<UNK>", "f", "other", "<S>", "more"]
     model = ElmoModel(config, len(words))
-    assert objective.softmax is not None
+    assert model.softmax is not None
     torch.nn.init.normal_(model.softmax.bias)
     fresh = {name: value.clone() for name, value in model.state_dict().items()}
     new = FAMILY.initialize(model, folder, WordTokenizer(words))
@@ -226,7 +226,7 @@ def test_initialize_without_a_softmax(
 ) -> None:
     (folder / without).unlink()
     model = ElmoModel(config, 9)
-    assert objective.softmax is not None
+    assert model.softmax is not None
     fresh = model.softmax.weight.detach().clone()
     assert FAMILY.initialize(model, folder, tokenizer) == [new]
     assert torch.equal(model.softmax.weight, fresh)
