@@ -17,10 +17,11 @@ import torch
 from torch import Tensor
 
 from pretrain.config.run import RunConfig
+from pretrain.data.corpus import PreparedCorpus
 from pretrain.data.loader import MicroBatch, StepLoader
 from pretrain.data.prepare import ensure_prepared
-from pretrain.data.store import Store
-from pretrain.data.stream import Corpus, training_sources
+from pretrain.data.stream import BlockOrder, StreamPosition
+from pretrain.data.tokenizer import settle_tokenizer
 from pretrain.models import get_family
 from pretrain.models.baselines import Baseline, Part, Tensors, UnavailableBaseline, Work
 from pretrain.models.family import ModelFolder, Tokenizer
@@ -115,15 +116,16 @@ def bench(config: RunConfig, steps: int, *, compiled: bool = False) -> Bench:
     """
     family = get_family(config.model.kind)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    store = ensure_prepared(config, family)
-    tokenizer = load_tokenizer(config, store)
-    loader = build_loader(config, tokenizer, store)
+    config = settle_tokenizer(config, family)
+    corpus = ensure_prepared(config, family)
+    tokenizer = load_tokenizer(config, corpus)
+    loader = build_loader(config, tokenizer, corpus)
     reading = measure_reading(loader)
     batches = [
         [to_device(batch, device) for batch in step]
         for step in read_steps(loader, config.accumulation(1), WARM_UP_STEPS + steps)
     ]
-    counts = [step[0].share.counts for step in batches[WARM_UP_STEPS:]]
+    counts = [step[0].step_examples.counts for step in batches[WARM_UP_STEPS:]]
     total = {name: sum(of_step[name] for of_step in counts) for name in counts[0]}
     tokens = [of_step["tokens"] for of_step in counts]
     sequences = [of_step["sequences"] for of_step in counts if "sequences" in of_step]
@@ -222,7 +224,7 @@ class TimedModel:
                     seed=seed_of(seed, "objective", self._step),
                 )
             # a baseline may give one mean per micro-batch, under a name that is not counted
-            counts = {name: batch.share.counts.get(name, len(step)) for name in terms}
+            counts = {name: batch.step_examples.counts.get(name, len(step)) for name in terms}
             loss: Any = sum(term.weight * term.total / max(counts[name], 1) for name, term in terms.items())
             (loss * self._scale).backward()
             total += loss.detach()
@@ -264,21 +266,16 @@ def measure_part(part: Part, timing: Timing, models: Sequence[TimedModel], steps
             timing.seconds.setdefault(one.name, []).append(seconds)
 
 
-def build_loader(config: RunConfig, tokenizer: Tokenizer, store: Store) -> StepLoader:
+def build_loader(config: RunConfig, tokenizer: Tokenizer, corpus: PreparedCorpus) -> StepLoader:
     """The run's batches from the first on, as one process has them, on CPU."""
-    manifest = store.read_manifest()
-    assert manifest is not None  # the tokenizer was read from it
     lanes = config.data.lanes
-    build_examples = get_family(config.model.kind).training.build_examples
-    maker = build_examples(config.model, config.objective, tokenizer, config.rows_per_lane)
-    sources = training_sources(store, manifest, [source.weight for source in config.data.sources])
+    maker = get_family(config.model.kind).build_examples(config.model, tokenizer, config.rows_per_lane)
     return StepLoader(
-        Corpus(sources, maker, config.seed, lanes),
+        BlockOrder(corpus.training, maker, config.seed, lanes),
         range(lanes),
         config.rows_per_lane,
         config.batch.micro_size,
-        maker.collate,
-        positions=[(0, 0)] * lanes,
+        position=StreamPosition.start(lanes),
     )
 
 
@@ -291,8 +288,8 @@ def read_steps(loader: StepLoader, micro_batches: int, steps: int) -> list[Step]
 def measure_reading(loader: StepLoader) -> dict[str, float]:
     """`tokens` per second, and `sequences` where there are any.
 
-    Examples are made a block at a time, by all lanes in about the same step: so the clock runs from one end of a block
-    of the first lane to another.
+    Examples are made a block at a time, by all lanes in about the same step: so the clock runs from one such step to
+    another.
     """
     rounds = _rounds(loader)
     next(rounds)
@@ -304,19 +301,19 @@ def measure_reading(loader: StepLoader) -> dict[str, float]:
 
 
 def _rounds(loader: StepLoader) -> Iterator[dict[str, int]]:
-    """What is read up to each step in which the first lane ends a block."""
+    """What is read up to each step by which every lane, on average, has ended one more block."""
     total: Counter[str] = Counter()
-    block = 0
+    blocks = 0
     for batch in loader:
         if batch.last:
-            total.update(batch.share.counts)
-            finished, _ = batch.share.positions[0]
-            if finished > block:
+            total.update(batch.step_examples.counts)
+            position = batch.step_examples.position
+            if position.blocks_finished >= blocks + len(position.lanes):
                 yield total
-                total, block = Counter(), finished
+                total, blocks = Counter(), position.blocks_finished
 
 
 def to_device(batch: MicroBatch, device: torch.device) -> MicroBatch:
     """The micro-batch with its tensors on `device`."""
     tensors = {name: tensor.to(device) for name, tensor in batch.tensors.items()}
-    return MicroBatch(tensors, batch.index, batch.last, batch.share)
+    return MicroBatch(tensors, batch.index, batch.last, batch.step_examples)

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from pretrain.config.load import load_config
 from pretrain.config.run import RunConfig
-from pretrain.data.store import Store
+from pretrain.data.corpus import open_corpus, source_weights
 from pretrain.embedding.embedder import Embedder
 from pretrain.evaluate import Evaluation, evaluate
 from pretrain.export import export
@@ -122,8 +122,8 @@ def show_family(kind: str, folder: Path, say: Callable[[str], None]) -> Shown:
 
 def inspect_run(config: RunConfig, run: Path, model: Path) -> Shown:
     """The numbers behind the picture: of the trained model, beside the untrained one."""
-    store = Store(RunFolder(run).prepared())
-    untrained = build_untrained(config, store)
+    corpus = open_corpus(RunFolder(run).prepared(), source_weights(config.data))
+    untrained = build_untrained(config, corpus)
     embedder = Embedder.load(model)
     vectors = {word: word_vectors(embedder, word) for word in SENSES}
     fresh = as_embedder(config, untrained)
@@ -131,7 +131,7 @@ def inspect_run(config: RunConfig, run: Path, model: Path) -> Shown:
         run=run,
         model=model,
         metrics=RunFolder(run).read_metrics(),
-        before=Evaluation("before training", evaluate_run(untrained, store), None),
+        before=Evaluation("before training", evaluate_run(untrained, corpus), None),
         after=evaluate(run),
         vectors=vectors,
         contrasts={

@@ -8,8 +8,9 @@ from pathlib import Path
 from pretrain.config.load import dump_config
 from pretrain.config.models import WordsConfig
 from pretrain.config.run import RunConfig
-from pretrain.data.prepare import ensure_prepared, identity, prepared_store
-from pretrain.data.store import Store
+from pretrain.data.corpus import PreparedCorpus, open_corpus, source_weights
+from pretrain.data.prepare import ensure_prepared, find_prepared, prepared_options
+from pretrain.data.tokenizer import settle_tokenizer
 from pretrain.errors import ConfigError
 from pretrain.models import get_family
 from pretrain.runtime.distributed import World, end_with_launcher, only_rank, spawn_ranks, world
@@ -26,6 +27,7 @@ def train(config: RunConfig, stop_after: int | None = None) -> Path:
     A folder that holds a checkpoint is resumed. In a process started by torchrun this is one rank; else the ranks are
     started here. Raises PretrainError for a user's mistake, found before ranks start; SystemExit where a rank failed.
     """
+    config = settle_tokenizer(config, get_family(config.model.kind))
     launched = world()
     ranks = launched.size if launched else local_ranks(config)
     check_ranks(config, ranks, launched)
@@ -94,48 +96,46 @@ def train_rank(config: RunConfig, world: World, stop_after: int | None) -> None:
         run_rank(config, ready_corpus(config, folder), world, stop_after)
 
 
-def ready_corpus(config: RunConfig, folder: RunFolder) -> Store:
+def ready_corpus(config: RunConfig, folder: RunFolder) -> PreparedCorpus:
     """The prepared corpus of a run, made now where it has not been.
 
     Raises DataError, or ConfigError for a vocabulary that cannot be trained on, or that the run did not begin with.
     """
     family = get_family(config.model.kind)
-    store = ensure_prepared(config, family)
+    corpus = ensure_prepared(config, family)
     if any(folder.checkpoints.glob("step-*")):
-        check_vocabulary(config, Store(folder.prepared()))
-    elif family.tokenizer.problem is not None:
-        tokenizer, counts = load_tokenizer(config, store), store.read_array("unigrams.npy")[0]
-        problem = family.tokenizer.problem(config.objective, tokenizer, counts)
+        check_vocabulary(config, folder)
+    elif family.vocabulary_problem is not None:
+        problem = family.vocabulary_problem(config.model, load_tokenizer(config, corpus), corpus.unigrams("train"))
         if problem is not None:
-            raise ConfigError(f"{vocabulary_place(config, store)}: {problem}")
-    return store
+            raise ConfigError(f"{vocabulary_place(config, corpus)}: {problem}")
+    return corpus
 
 
-def check_vocabulary(config: RunConfig, began: Store) -> None:
+def check_vocabulary(config: RunConfig, folder: RunFolder) -> None:
     """Refuses to go on with other words than a run began with: among its options is only the name of their file."""
     if not isinstance(config.tokenizer, WordsConfig) or config.tokenizer.vocabulary is None:
         return
-    manifest = began.read_manifest()  # None: gone
-    if manifest is not None and manifest["identity"]["tokenizer"] != identity(config)["tokenizer"]:
+    began = open_corpus(folder.prepared(), source_weights(config.data))
+    if began.options["tokenizer"] != prepared_options(config)["tokenizer"]:
         raise ConfigError(
             f"tokenizer.vocabulary: {config.tokenizer.vocabulary}: changed since this run began with {began.url}"
         )
 
 
-def vocabulary_place(config: RunConfig, store: Store) -> str:
+def vocabulary_place(config: RunConfig, corpus: PreparedCorpus) -> str:
     """Where a run's vocabulary comes from, as a message names it."""
     if isinstance(config.tokenizer, WordsConfig) and config.tokenizer.vocabulary is not None:
         return f"tokenizer.vocabulary: {config.tokenizer.vocabulary}"
     start = config.model.initialize_from
-    return f"{store.url}/tokenizer" if start is None else f"model.initialize_from: {start}"
+    return f"{corpus.url}/tokenizer" if start is None else f"model.initialize_from: {start}"
 
 
-def wait_prepared(config: RunConfig) -> Store:
+def wait_prepared(config: RunConfig) -> PreparedCorpus:
     """The prepared corpus, once rank 0 has made it; where that fails, rank 0's end takes this rank along."""
-    store = prepared_store(config)
-    while store.read_manifest() is None:
+    while (corpus := find_prepared(config)) is None:
         time.sleep(0.5)
-    return store
+    return corpus
 
 
 def rank_command(config: RunConfig, stop_after: int | None) -> list[str]:

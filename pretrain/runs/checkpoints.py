@@ -15,7 +15,7 @@ import logging
 import os
 import shutil
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -42,7 +42,7 @@ class State:
     """The small part of a checkpoint."""
 
     step: int
-    positions: StreamPosition
+    position: StreamPosition
     versions: dict[str, str]
     best: float | None
     """Lowest held-out loss of the run so far."""
@@ -94,8 +94,8 @@ def incomplete(path: Path) -> str | None:
 def read_state(path: Path) -> State:
     """The small part of a complete checkpoint."""
     values = json.loads((path / "state.json").read_text(encoding="utf-8"))
-    values["positions"] = [(finished, used) for finished, used in values["positions"]]
-    return State(**values)
+    position = StreamPosition.from_json(values.pop("positions"))
+    return State(position=position, **values)
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:
@@ -177,7 +177,8 @@ def _write_part(
 
 
 def _finish(temporary: Path, path: Path, state: State, checksums: dict[str, str]) -> None:
-    text = json.dumps(asdict(state), indent=1)
+    values = {key: value for key, value in vars(state).items() if key != "position"}
+    text = json.dumps(values | {"positions": state.position.to_json()}, indent=1)
     (temporary / "state.json").write_text(text, encoding="utf-8")
     checksums["state.json"] = _sha256(temporary / "state.json")
     (temporary / "complete.json").write_text(json.dumps(checksums, indent=1), encoding="utf-8")

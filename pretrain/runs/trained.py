@@ -8,8 +8,8 @@ from typing import Any
 import torch
 
 from pretrain.config.run import RunConfig
-from pretrain.data.store import Store
-from pretrain.data.stream import PreparedSource, held_out_blocks, held_out_examples, held_out_sources
+from pretrain.data.corpus import PreparedCorpus, PreparedSource, open_corpus, source_weights
+from pretrain.data.stream import BlockId, held_out_blocks, held_out_examples
 from pretrain.errors import CheckpointError, ConfigError, DataError
 from pretrain.models import get_family
 from pretrain.models.family import ExampleMaker, ModelFolder, Tokenizer
@@ -44,10 +44,8 @@ def read_trained(run: Path, which: str) -> Trained:
     run_folder = RunFolder(run)
     config = run_folder.read_config()
     path = choose_checkpoint(run_folder.checkpoints, which)
-    tokenizer = load_tokenizer(config, Store(run_folder.prepared()))
-    model = get_family(config.model.kind).training.build_model(
-        config.model, config.objective, tokenizer.vocabulary_size
-    )
+    tokenizer = load_tokenizer(config, open_corpus(run_folder.prepared(), source_weights(config.data)))
+    model = get_family(config.model.kind).build_model(config.model, tokenizer.vocabulary_size)
     weights = checkpoint.read_weights(path)
     for name, parameter in model.named_parameters():
         parameter.data.copy_(weights[name])
@@ -74,23 +72,17 @@ def choose_checkpoint(folder: Path, which: str) -> Path:
     return path
 
 
-def load_tokenizer(config: RunConfig, store: Store) -> Tokenizer:
+def load_tokenizer(config: RunConfig, corpus: PreparedCorpus) -> Tokenizer:
     """The tokenizer of a prepared corpus."""
-    if store.read_manifest() is None:
-        raise DataError(f"{store.url}: not prepared, or gone")
-    tokenizer = get_family(config.model.kind).tokenizer.load(store.fetch_folder("tokenizer"))
+    tokenizer = get_family(config.model.kind).load_tokenizer(corpus.fetch_tokenizer())
     if tokenizer is None:
-        raise DataError(f"{store.url}/tokenizer: no vocabulary")
+        raise DataError(f"{corpus.url}: its tokenizer has no vocabulary")
     return tokenizer
 
 
 def held_out_batches(
-    model: Any,
-    objective: Any,
-    tokenizer: Tokenizer,
-    sources: Sequence[PreparedSource],
-    maker: ExampleMaker | None = None,
-) -> Callable[[tuple[int, int]], list[Batch]]:
+    model: Any, tokenizer: Tokenizer, sources: Sequence[PreparedSource], maker: ExampleMaker | None = None
+) -> Callable[[BlockId], list[Batch]]:
     """A function from a held-out block to its batches: windows of all its rows, or groups of its examples.
 
     `maker` is one of `HELD_OUT_ROWS` rows that makes them otherwise than training does.
@@ -99,8 +91,8 @@ def held_out_batches(
     rows, size = (HELD_OUT_ROWS, HELD_OUT_ROWS) if family.ordered else (1, HELD_OUT_EXAMPLES)
     maker = maker or family.build_examples(model, objective, tokenizer, rows)
 
-    def batches_of(place: tuple[int, int]) -> list[Batch]:
-        examples = held_out_examples(sources, place, maker)
+    def batches_of(block_id: BlockId) -> list[Batch]:
+        examples = held_out_examples(sources, block_id, maker)
         starts = range(0, len(examples), size)
         return [maker.collate(examples.take(start, min(start + size, len(examples)))) for start in starts]
 
@@ -111,7 +103,7 @@ def evaluate_model(
     folder: ModelFolder,
     tokenizer: Tokenizer,
     sources: Sequence[PreparedSource],
-    blocks: Sequence[tuple[int, int]],
+    blocks: Sequence[BlockId],
     *,
     reset: bool = False,
     write: Callable[[dict[str, Any]], None] | None = None,
@@ -144,10 +136,10 @@ def evaluate_model(
     return measure_held_out(scorer.step, blocks, scorer.batches_of, device=device)
 
 
-def build_untrained(config: RunConfig, store: Store) -> ModelFolder:
+def build_untrained(config: RunConfig, corpus: PreparedCorpus) -> ModelFolder:
     """A freshly initialised model of a run's config and vocabulary."""
-    tokenizer = load_tokenizer(config, store)
-    return ModelFolder(build_initial_model(config, tokenizer), tokenizer, config.model, config.objective)
+    tokenizer = load_tokenizer(config, corpus)
+    return ModelFolder(build_initial_model(config, tokenizer), tokenizer, config.model)
 
 
 def build_initial_model(config: RunConfig, tokenizer: Tokenizer) -> torch.nn.Module:
@@ -167,9 +159,7 @@ def tune(config: RunConfig, model: torch.nn.Module, device: torch.device) -> lis
     return family.training.select_backends(model, config.compute, device, dtype, config.sharding.zero_stage)
 
 
-def evaluate_run(folder: ModelFolder, store: Store) -> Losses:
+def evaluate_run(folder: ModelFolder, corpus: PreparedCorpus) -> Losses:
     """The loss of a model over all the held-out text of a prepared corpus."""
-    manifest = store.read_manifest()
-    assert manifest is not None and folder.tokenizer is not None
-    sources = held_out_sources(store, manifest)
-    return evaluate_model(folder, folder.tokenizer, sources, held_out_blocks(sources, None))
+    assert folder.tokenizer is not None
+    return evaluate_model(folder, folder.tokenizer, corpus.held_out, held_out_blocks(corpus.held_out))

@@ -37,14 +37,14 @@ class StepEnd(Callback):
         config: RunConfig,
         folder: RunFolder,
         *,
-        positions: StreamPosition,
+        position: StreamPosition,
         best: float | None,
         stop: int,
         measure: Measure | None,
     ) -> None:
         self._config = config
         self._folder = folder
-        self._positions = dict(enumerate(positions))  # of the last step trained, for this rank's lanes
+        self._position = position  # after the last step trained: of this rank's lanes, or of all at the start
         self._best = best
         self._stop = stop
         self._measure = measure
@@ -73,7 +73,7 @@ class StepEnd(Callback):
             return
         learning_rate = self._learning_rate(module.step)
         module.step += 1
-        self._positions |= batch.share.positions
+        self._position = batch.step_examples.position
         self._throughput.add(module.counts["tokens"])
         config, step = self._config, module.step
         last = step == self._stop
@@ -125,10 +125,9 @@ class StepEnd(Callback):
         if best:
             self._best = held_out
         rank, ranks, stage = trainer.global_rank, trainer.world_size, self._config.sharding.zero_stage
-        merged = {lane: place for part in gather_objects(self._positions_of(trainer)) for lane, place in part.items()}
         state = checkpoint.State(
             step=module.step,
-            positions=[merged[lane] for lane in sorted(merged)],
+            position=StreamPosition.join(gather_objects(self._position)),
             versions=versions(),
             best=self._best,
         )
@@ -142,11 +141,6 @@ class StepEnd(Callback):
             if best:
                 checkpoint.mark_best(self._folder.checkpoints, path)
             checkpoint.prune(path, self._config.checkpoint.keep_last)
-
-    def _positions_of(self, trainer: Trainer) -> dict[int, tuple[int, int]]:
-        """The positions of this rank's own lanes."""
-        mine = rank_lanes(self._config, trainer.global_rank, trainer.world_size)
-        return {lane: self._positions[lane] for lane in mine}
 
     def on_train_end(self, trainer: Trainer, module: Pretraining) -> None:  # type: ignore[override]
         """Closes what watches the run."""

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from pretrain.config.run import RunConfig
 from pretrain.data.loader import MicroBatch
-from pretrain.data.stream import Share
+from pretrain.data.stream import StepExamples
 from pretrain.models import get_family
 from pretrain.models.family import Tokenizer
 from pretrain.models.loss import Batch, LossSums, LossTerm
@@ -63,7 +63,7 @@ class Pretraining(LightningModule):
     def training_step(self, batch: MicroBatch, batch_idx: int) -> Tensor:
         """This micro-batch's part of the step's mean loss, to take the gradient of: scaled up for what divides it."""
         if batch.index == 0:
-            self._count_step(batch.share)
+            self._count_step(batch.step_examples)
         seed, rank = self.config.seed, self.trainer.global_rank
         torch.manual_seed(seed_of(seed, "dropout", self.step, batch.index, rank))
         size = self.config.batch.micro_size
@@ -77,12 +77,12 @@ class Pretraining(LightningModule):
         scaled: Tensor = loss * self.family.training.gradient_scale(self.config.objective) * self._divisors()
         return scaled
 
-    def _count_step(self, share: Share) -> None:
+    def _count_step(self, examples: StepExamples) -> None:
         """One small all-reduce between hosts: the step's counts and digest over all ranks."""
         assert self._sum_over_ranks is not None
-        names = sorted(share.counts)
-        signed = share.digest - 2**64 if share.digest >= 2**63 else share.digest
-        *counts, digest = self._sum_over_ranks([*(share.counts[name] for name in names), signed])
+        names = sorted(examples.counts)
+        signed = examples.digest - 2**64 if examples.digest >= 2**63 else examples.digest
+        *counts, digest = self._sum_over_ranks([*(examples.counts[name] for name in names), signed])
         self.counts = dict(zip(names, counts, strict=True))
         self.digest = digest % 2**64
 

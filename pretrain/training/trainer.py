@@ -4,6 +4,7 @@ import logging
 import os
 import signal
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,16 +13,9 @@ from lightning.fabric.plugins.environments.torchelastic import TorchElasticEnvir
 from lightning.pytorch import Callback, Trainer
 
 from pretrain.config.run import RunConfig
+from pretrain.data.corpus import PreparedCorpus, PreparedSource
 from pretrain.data.loader import StepLoader
-from pretrain.data.store import Store
-from pretrain.data.stream import (
-    Corpus,
-    PreparedSource,
-    StreamPosition,
-    held_out_blocks,
-    held_out_sources,
-    training_sources,
-)
+from pretrain.data.stream import BlockOrder, StreamPosition, held_out_blocks
 from pretrain.errors import DataError
 from pretrain.models import get_family
 from pretrain.models.family import Tokenizer
@@ -45,7 +39,7 @@ def stop_step(config: RunConfig, step: int, stop_after: int | None) -> int:
     return total if stop_after is None else min(total, step + stop_after)
 
 
-def run_rank(config: RunConfig, store: Store, world: World, stop_after: int | None) -> None:
+def run_rank(config: RunConfig, corpus: PreparedCorpus, world: World, stop_after: int | None) -> None:
     """Trains this rank's part from the newest checkpoint, or the beginning, to the end or `stop_after` steps on."""
     quiet_libraries()
     folder = RunFolder(config.folder)
@@ -53,18 +47,12 @@ def run_rank(config: RunConfig, store: Store, world: World, stop_after: int | No
     state = checkpoint.read_state(newest) if newest else None
     step = state.step if state else 0
     stop = stop_step(config, step, stop_after)
-    manifest = store.read_manifest()
-    if manifest is None:
-        raise DataError(f"{store.url}: not prepared")
-    tokenizer = load_tokenizer(config, store)
+    tokenizer = load_tokenizer(config, corpus)
     module = build_module(config, tokenizer, fresh=newest is None)
     module.step = step
-    if state is None:
-        positions: StreamPosition = [(0, 0)] * config.data.lanes
-    else:
-        positions = state.positions
+    position = StreamPosition.start(config.data.lanes) if state is None else state.position
     if world.rank == 0:
-        folder.begin(config, step, world.size, store.absolute)
+        folder.begin(config, step, world.size, corpus.absolute)
         if newest:
             log.info("resuming %s at step %d of %d", folder.path, step, config.schedule.total_steps)
     set_up_arithmetic(config.deterministic)
@@ -76,14 +64,13 @@ def run_rank(config: RunConfig, store: Store, world: World, stop_after: int | No
         StepEnd(
             config,
             folder,
-            positions=positions,
+            position=position,
             best=state.best if state else None,
             stop=stop,
-            measure=held_out_measure(config, tokenizer, held_out_sources(store, manifest)),
+            measure=held_out_measure(config, tokenizer, corpus.held_out),
         ),
     ]
-    weights = [source.weight for source in config.data.sources]
-    loader = build_loader(config, tokenizer, training_sources(store, manifest, weights), positions, world)
+    loader = build_loader(config, tokenizer, corpus, position, world)
     trainer = build_trainer(config, world, device, callbacks, steps=stop - step)
     with warnings.catch_warnings():
         ignore_known_warnings()
@@ -109,23 +96,21 @@ def build_module(config: RunConfig, tokenizer: Tokenizer, *, fresh: bool) -> Pre
 
 
 def build_loader(
-    config: RunConfig, tokenizer: Tokenizer, sources: list[PreparedSource], positions: StreamPosition, world: World
+    config: RunConfig, tokenizer: Tokenizer, corpus: PreparedCorpus, position: StreamPosition, world: World
 ) -> StepLoader:
-    """This rank's micro-batches from `positions` on."""
-    build_examples = get_family(config.model.kind).training.build_examples
-    maker = build_examples(config.model, config.objective, tokenizer, config.rows_per_lane)
+    """This rank's micro-batches from `position` on."""
+    maker = get_family(config.model.kind).build_examples(config.model, tokenizer, config.rows_per_lane)
     return StepLoader(
-        Corpus(sources, maker, config.seed, config.data.lanes),
+        BlockOrder(corpus.training, maker, config.seed, config.data.lanes),
         rank_lanes(config, world.rank, world.size),
         config.rows_per_lane,
         config.batch.micro_size,
-        maker.collate,
-        positions=positions,
+        position=position,
         workers=config.data.workers,
     )
 
 
-def held_out_measure(config: RunConfig, tokenizer: Tokenizer, sources: list[PreparedSource]) -> Measure | None:
+def held_out_measure(config: RunConfig, tokenizer: Tokenizer, sources: Sequence[PreparedSource]) -> Measure | None:
     """A function that measures the held-out loss; None where nothing is held out."""
     blocks = held_out_blocks(sources, config.evaluation.blocks)
     if not blocks:
