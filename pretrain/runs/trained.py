@@ -1,39 +1,58 @@
-"""A trained model out of a run folder, and its held-out loss; without Lightning."""
+"""A model out of a run folder or a model folder: one finder for all who want one; without Lightning."""
 
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from pretrain.config.run import RunConfig
-from pretrain.data.corpus import PreparedCorpus, PreparedSource, open_corpus, source_weights
-from pretrain.data.stream import BlockId, held_out_blocks, held_out_examples
-from pretrain.errors import CheckpointError, ConfigError, DataError
-from pretrain.models import get_family
-from pretrain.models.family import ExampleMaker, ModelFolder, Tokenizer
-from pretrain.models.loss import Batch, Losses, measure_held_out
-from pretrain.runtime.run_folder import RunFolder
+from pretrain.data.corpus import PreparedCorpus, open_corpus, source_weights
+from pretrain.errors import CheckpointError, DataError
+from pretrain.models import find_family, get_family
+from pretrain.models.family import ModelFolder, Tokenizer
+from pretrain.runs.checkpoints import choose_checkpoint, read_state, read_weights
+from pretrain.runs.folder import RunFolder
 from pretrain.runtime.seeding import seed_of
-from pretrain.training import checkpoint
-from pretrain.training.sentences import SentenceScorer
-
-HELD_OUT_ROWS = 16
-"""Rows that an ordered family cuts a held-out block into; fixed, so that no number depends on the batch."""
-HELD_OUT_EXAMPLES = 32
-"""Examples of a held-out batch in families that are not ordered."""
 
 
 @dataclass(frozen=True)
 class Trained:
     """What a run has learned up to a checkpoint."""
 
+    run: RunFolder
     config: RunConfig
     folder: ModelFolder
     step: int
     path: Path
     """The checkpoint."""
+    corpus_identity: str
+    """Of the prepared corpus that it was trained on."""
+
+    def open_corpus(self) -> PreparedCorpus:
+        """The corpus that the run was trained on; raises DataError where another is in its place now, or none."""
+        corpus = open_corpus(self.run.prepared(), source_weights(self.config.data))
+        if corpus.identity != self.corpus_identity:
+            raise DataError(
+                f"{corpus.url}: holds another text than {self.path} was trained on (corpus {corpus.identity}, "
+                f"then {self.corpus_identity}): it was prepared anew since; give other text with --data"
+            )
+        return corpus
+
+
+def is_run(path: Path) -> bool:
+    """Whether a folder is a run's."""
+    return RunFolder(path).config_file.is_file()
+
+
+def read_model(path: Path, checkpoint: str = "best") -> tuple[ModelFolder, str]:
+    """The model of a run's checkpoint (`best`, `newest`, or a step) or of a model folder; and what to call it.
+
+    Raises ExportError for what is neither, CheckpointError or ConfigError for a checkpoint that is not there.
+    """
+    if is_run(path):
+        trained = read_trained(path, checkpoint)
+        return trained.folder, f"{path}, step {trained.step:,}"
+    return find_family(path).format.read(path), str(path)
 
 
 def read_trained(run: Path, which: str) -> Trained:
@@ -44,102 +63,31 @@ def read_trained(run: Path, which: str) -> Trained:
     run_folder = RunFolder(run)
     config = run_folder.read_config()
     path = choose_checkpoint(run_folder.checkpoints, which)
-    tokenizer = load_tokenizer(config, open_corpus(run_folder.prepared(), source_weights(config.data)))
-    model = get_family(config.model.kind).build_model(config.model, tokenizer.vocabulary_size)
-    weights = checkpoint.read_weights(path)
+    tokenizer = read_tokenizer(config, run_folder.tokenizer)
+    build_model = get_family(config.model.kind).training.build_model
+    model = build_model(config.model, config.objective, tokenizer.vocabulary_size)
+    weights = read_weights(path)
     for name, parameter in model.named_parameters():
+        if name not in weights or weights[name].shape != parameter.shape:
+            found = "missing" if name not in weights else f"{list(weights[name].shape)}"
+            raise CheckpointError(f"{path}: {name} is {found}, the run's model has {list(parameter.shape)}")
         parameter.data.copy_(weights[name])
-    step = checkpoint.read_state(path).step
-    return Trained(config, ModelFolder(model.eval(), tokenizer, config.model, config.objective), step, path)
+    state = read_state(path)
+    folder = ModelFolder(model.eval(), tokenizer, config.model, config.objective)
+    return Trained(run_folder, config, folder, state.step, path, state.corpus)
 
 
-def choose_checkpoint(folder: Path, which: str) -> Path:
-    """The folder of a complete checkpoint; `best` is the newest one where nothing was held out."""
-    best = folder / checkpoint.BEST
-    if which == "newest" or (which == "best" and not best.exists()):
-        newest = checkpoint.find_newest(folder)
-        if newest is None:
-            raise CheckpointError(f"{folder}: no checkpoint")
-        return newest
-    if which != "best" and not which.isdecimal():
-        raise ConfigError(f"--checkpoint {which}: expected best, newest or the number of a step")
-    path = best.resolve() if which == "best" else folder / checkpoint.checkpoint_name(int(which))
-    if not path.exists():
-        steps = ", ".join(str(int(p.name.removeprefix("step-"))) for p in sorted(folder.glob("step-*")))
-        raise CheckpointError(f"{folder}: no checkpoint of step {which}; there are {steps or 'none'}")
-    if (problem := checkpoint.incomplete(path)) is not None:
-        raise CheckpointError(problem)
-    return path
-
-
-def load_tokenizer(config: RunConfig, corpus: PreparedCorpus) -> Tokenizer:
-    """The tokenizer of a prepared corpus."""
-    tokenizer = get_family(config.model.kind).load_tokenizer(corpus.fetch_tokenizer())
+def read_tokenizer(config: RunConfig, folder: Path) -> Tokenizer:
+    """The tokenizer of a run or of a prepared corpus; raises DataError where the folder holds none."""
+    tokenizer = get_family(config.model.kind).tokenizer.load(folder)
     if tokenizer is None:
-        raise DataError(f"{corpus.url}: its tokenizer has no vocabulary")
+        raise DataError(f"{folder}: no tokenizer of a model of kind {config.model.kind}")
     return tokenizer
 
 
-def held_out_batches(
-    model: Any, tokenizer: Tokenizer, sources: Sequence[PreparedSource], maker: ExampleMaker | None = None
-) -> Callable[[BlockId], list[Batch]]:
-    """A function from a held-out block to its batches: windows of all its rows, or groups of its examples.
-
-    `maker` is one of `HELD_OUT_ROWS` rows that makes them otherwise than training does.
-    """
-    family = get_family(model.kind).training
-    rows, size = (HELD_OUT_ROWS, HELD_OUT_ROWS) if family.ordered else (1, HELD_OUT_EXAMPLES)
-    maker = maker or family.build_examples(model, objective, tokenizer, rows)
-
-    def batches_of(block_id: BlockId) -> list[Batch]:
-        examples = held_out_examples(sources, block_id, maker)
-        starts = range(0, len(examples), size)
-        return [maker.collate(examples.take(start, min(start + size, len(examples)))) for start in starts]
-
-    return batches_of
-
-
-def evaluate_model(
-    folder: ModelFolder,
-    tokenizer: Tokenizer,
-    sources: Sequence[PreparedSource],
-    blocks: Sequence[BlockId],
-    *,
-    reset: bool = False,
-    write: Callable[[dict[str, Any]], None] | None = None,
-) -> Losses:
-    """The loss of a model over held-out blocks, in this process.
-
-    For families that predict every word: with `reset`, each sentence starts from zero state; and `write` is called with
-    each sentence's log-probabilities (see `SentenceScorer`).
-    """
-    family = get_family(folder.config.kind).training
-    objective = family.build_objective(folder.objective, tokenizer)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    model = folder.model.to(device).eval()
-
-    def step(batch: Batch, carried: Any) -> Any:
-        with torch.no_grad():
-            return objective(model, {name: tensor.to(device) for name, tensor in batch.items()}, carried, seed=0)
-
-    if not reset and write is None:
-        return measure_held_out(
-            step, blocks, held_out_batches(folder.config, folder.objective, tokenizer, sources), device=device
-        )
-    assert family.build_sentences is not None
-    maker = family.build_sentences(folder.config, folder.objective, tokenizer, HELD_OUT_ROWS, reset=reset)
-    if write is None:
-        return measure_held_out(
-            step, blocks, held_out_batches(folder.config, folder.objective, tokenizer, sources, maker), device=device
-        )
-    scorer = SentenceScorer(maker, sources, HELD_OUT_ROWS, step, write)
-    return measure_held_out(scorer.step, blocks, scorer.batches_of, device=device)
-
-
-def build_untrained(config: RunConfig, corpus: PreparedCorpus) -> ModelFolder:
+def build_untrained(config: RunConfig, tokenizer: Tokenizer) -> ModelFolder:
     """A freshly initialised model of a run's config and vocabulary."""
-    tokenizer = load_tokenizer(config, corpus)
-    return ModelFolder(build_initial_model(config, tokenizer), tokenizer, config.model)
+    return ModelFolder(build_initial_model(config, tokenizer), tokenizer, config.model, config.objective)
 
 
 def build_initial_model(config: RunConfig, tokenizer: Tokenizer) -> torch.nn.Module:
@@ -150,16 +98,10 @@ def build_initial_model(config: RunConfig, tokenizer: Tokenizer) -> torch.nn.Mod
         return build_model(config.model, config.objective, tokenizer.vocabulary_size)
 
 
-def tune(config: RunConfig, model: torch.nn.Module, device: torch.device) -> list[str]:
+def select_backends(config: RunConfig, model: torch.nn.Module, device: torch.device) -> list[str]:
     """Settles how the model of a run is computed on a device; what the log should say. Raises ConfigError."""
     family = get_family(config.model.kind)
     if family.training.select_backends is None:
         return []
     dtype = torch.bfloat16 if config.precision == "bf16-mixed" else torch.float32
     return family.training.select_backends(model, config.compute, device, dtype, config.sharding.zero_stage)
-
-
-def evaluate_run(folder: ModelFolder, corpus: PreparedCorpus) -> Losses:
-    """The loss of a model over all the held-out text of a prepared corpus."""
-    assert folder.tokenizer is not None
-    return evaluate_model(folder, folder.tokenizer, corpus.held_out, held_out_blocks(corpus.held_out))

@@ -105,7 +105,7 @@ class WordTokenizer:
     @property
     def options(self) -> dict[str, str | bool]:
         """The options of `WordsConfig` that say how text is cut."""
-        return {"words": self.words, "lowercase": self.lowercase}
+        return {"word_split": self.words, "lowercase": self.lowercase}
 
     @property
     def sentence_begin(self) -> int:
