@@ -38,11 +38,11 @@ def from_rank_0(make: Callable[[], T]) -> T:
             made = [(None, error)]
     dist.broadcast_object_list(made, src=0, group=group)
     dist.destroy_process_group(group)
-    result, error = made[0]
-    if error is not None:
-        raise error
-    value: T = result
-    return value
+    value, problem = made[0]
+    if problem is not None:
+        raise problem
+    result: T = value
+    return result
 
 
 def _several() -> bool:

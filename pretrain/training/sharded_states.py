@@ -13,6 +13,16 @@ from pretrain.runs.checkpoints import Tensors, read_state
 from pretrain.training.optimizer import STATES, empty_states
 
 
+def begin(model: nn.Module, optimizer: Any, config: OptimizerConfig, *, zero_stage: int) -> None:
+    """Makes the optimizer's states as they are before any step, so that a run can be saved before its first."""
+    if zero_stage > 0:
+        _make_zero_states(optimizer, config, zero_stage, 0)
+        return
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            optimizer.state[parameter] = empty_states(config, parameter, 0)
+
+
 def collect(
     model: nn.Module, optimizer: Any, config: OptimizerConfig, *, zero_stage: int, rank: int, ranks: int
 ) -> dict[str, Tensor]:
@@ -106,5 +116,3 @@ def _set_sharded(parameter: nn.Parameter, values: dict[str, Tensor]) -> None:
                 parameter.data.copy_(value)
         else:
             safe_set_local_optimizer_state(parameter, part, key)
-
-
