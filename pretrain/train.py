@@ -105,8 +105,8 @@ def ready_corpus(config: RunConfig, folder: RunFolder) -> PreparedCorpus:
     corpus = ensure_prepared(config, family)
     if any(folder.checkpoints.glob("step-*")):
         check_vocabulary(config, folder)
-    elif family.vocabulary_problem is not None:
-        problem = family.vocabulary_problem(config.model, load_tokenizer(config, corpus), corpus.unigrams("train"))
+    elif family.tokenizer.problem is not None:
+        problem = family.tokenizer.problem(config.objective, load_tokenizer(config, corpus), corpus.unigrams("train"))
         if problem is not None:
             raise ConfigError(f"{vocabulary_place(config, corpus)}: {problem}")
     return corpus

@@ -2,8 +2,6 @@
 
 import hashlib
 import logging
-from collections.abc import Callable, Iterable
-from pathlib import Path
 from typing import Any, Protocol
 
 from pretrain.config.models import WordsConfig
@@ -18,16 +16,12 @@ class TextFamily(Protocol):
     """The part of a family that preparing needs."""
 
     @property
-    def learn_tokenizer(self) -> Callable[[Callable[[], Iterable[str]], Any], Any]:
-        """(texts, config) -> tokenizer."""
+    def tokenizer(self) -> Any:
+        """`learn`: (texts, config) -> tokenizer; `load`: a saved tokenizer, or None."""
 
     @property
-    def load_tokenizer(self) -> Callable[[Path], Any]:
-        """A saved tokenizer, or None."""
-
-    @property
-    def recognises(self) -> Callable[[Path], bool]:
-        """Whether a folder looks like a model of this family."""
+    def format(self) -> Any:
+        """`recognises`: whether a folder looks like a model of this family."""
 
 
 def vocabulary_hash(config: RunConfig) -> dict[str, str]:
@@ -67,7 +61,7 @@ def _continued_tokenizer(config: RunConfig, family: TextFamily) -> Any:
     start = config.model.initialize_from
     if start is None or vocabulary_hash(config):
         return None
-    return family.load_tokenizer(start)
+    return family.tokenizer.load(start)
 
 
 def check_start(config: RunConfig, family: TextFamily) -> None:
@@ -78,7 +72,7 @@ def check_start(config: RunConfig, family: TextFamily) -> None:
     if not start.is_dir():
         raise ConfigError(f"model.initialize_from: {start}: no such folder")
     # the config.json of an early BERT does not say what it is
-    if not family.recognises(start) and family.load_tokenizer(start) is None:
+    if not family.format.recognises(start) and family.tokenizer.load(start) is None:
         raise ConfigError(f"model.initialize_from: {start}: holds no model of model.kind {config.model.kind}")
 
 
@@ -89,4 +83,4 @@ def make_tokenizer(config: RunConfig, family: TextFamily) -> Any:
         return tokenizer
     if not vocabulary_hash(config):
         log.info("learning a vocabulary of at most %d", config.tokenizer.vocabulary_size)
-    return family.learn_tokenizer(lambda: training_sentences(config.data), config.tokenizer)
+    return family.tokenizer.learn(lambda: training_sentences(config.data), config.tokenizer)
