@@ -4,7 +4,7 @@ import json
 import sys
 
 from pretrain.config.load import load_config
-from pretrain.data.prepare import prepared_store
+from pretrain.data.prepare import find_prepared
 from pretrain.runtime.distributed import end_rank, end_with_launcher, world
 from pretrain.runtime.logging import set_up_logging
 from pretrain.training.trainer import run_rank
@@ -18,7 +18,9 @@ def main() -> None:
     assert this is not None
     for path, stop_after in json.loads(sys.argv[1]):
         config = load_config(path)
-        run_rank(config, prepared_store(config), this, stop_after)
+        corpus = find_prepared(config)
+        assert corpus is not None
+        run_rank(config, corpus, this, stop_after)
     end_rank()
 
 

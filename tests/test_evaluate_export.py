@@ -15,8 +15,8 @@ from torch import Tensor
 
 from pretrain.cli import main
 from pretrain.config.run import RunConfig
-from pretrain.data.store import Store
-from pretrain.data.stream import PreparedSource, held_out_blocks, held_out_sources, training_sources
+from pretrain.data.corpus import PreparedSource, open_corpus, source_weights
+from pretrain.data.stream import held_out_blocks
 from pretrain.embedding.embedder import Embedder
 from pretrain.errors import ConfigError, DataError
 from pretrain.evaluate import evaluate
@@ -40,8 +40,8 @@ class Made:
 
     config: RunConfig
     tokenizer: Tokenizer
-    train: list[PreparedSource]
-    held_out: list[PreparedSource]
+    train: tuple[PreparedSource, ...]
+    held_out: tuple[PreparedSource, ...]
 
     @property
     def run(self) -> Path:
@@ -53,14 +53,10 @@ def runs(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Ma
     made = {}
     for family in FAMILIES:
         config = tiny_config(family, corpus, tmp_path_factory.mktemp(family), *ONE, "checkpoint.every_steps=2")
-        store = Store(RunFolder(train(config)).prepared())
-        manifest = store.read_manifest()
-        assert manifest is not None
+        prepared = open_corpus(RunFolder(train(config)).prepared(), source_weights(config.data))
         tokenizer = read_trained(config.folder, "newest").folder.tokenizer
         assert tokenizer is not None
-        made[family] = Made(
-            config, tokenizer, training_sources(store, manifest, [1.0]), held_out_sources(store, manifest)
-        )
+        made[family] = Made(config, tokenizer, prepared.training, prepared.held_out)
     return made
 
 

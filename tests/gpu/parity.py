@@ -126,9 +126,9 @@ def random_model(kind: str, folder: Path, corpus: Path) -> Results:
     """A fresh model on a real batch: CPU against CUDA."""
     config = tiny_config(kind, corpus, folder, "model.dropout=0", "batch.micro_size=32")
     family = get_family(kind)
-    store = ensure_prepared(config, family)
-    tokenizer = load_tokenizer(config, store)
-    ((batch,),) = read_steps(build_loader(config, tokenizer, store), 1, 1)
+    corpus = ensure_prepared(config, family)
+    tokenizer = load_tokenizer(config, corpus)
+    ((batch,),) = read_steps(build_loader(config, tokenizer, corpus), 1, 1)
     objective = family.build_objective(config.model, tokenizer)
     found = []
     for device in (torch.device("cpu"), DEVICE):

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from pretrain.config.training import AdagradConfig, AdamWConfig, LambConfig, OptimizerConfig
+from pretrain.data.stream import StreamPosition
 from pretrain.errors import CheckpointError
 from pretrain.training import checkpoint
 from pretrain.training.optimizer import build_optimizer
@@ -24,7 +25,9 @@ CONFIGS = {
 
 
 def some_state(step: int, best: float | None = None) -> checkpoint.State:
-    return checkpoint.State(step=step, positions=[(1, 2), (3, 4)], versions={"torch": "2"}, best=best)
+    return checkpoint.State(
+        step=step, position=StreamPosition({0: (1, 2), 1: (3, 4)}), versions={"torch": "2"}, best=best
+    )
 
 
 def write(folder: Path, step: int, **tensors: Tensor) -> Path:

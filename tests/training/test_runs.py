@@ -168,15 +168,15 @@ def test_a_run_starts_from_a_model_folder(family: str, corpus: Path, tmp_path: P
     text = write_corpus(tmp_path / "more.txt", 120, seed=8)
     more = [f"model.initialize_from={model}", "name=second", "tokenizer.vocabulary_size=110"]
     second = tiny_config(family, text, tmp_path, *ONE, *more)
-    store = ensure_prepared(second, get_family(family))
-    tokenizer = load_tokenizer(second, store)
+    prepared = ensure_prepared(second, get_family(family))
+    tokenizer = load_tokenizer(second, prepared)
     theirs = replace(read_model(model), config=second.model)  # a model folder says nothing of examples' lengths
     assert theirs.tokenizer is not None
     assert tokenizer.vocabulary_size == theirs.tokenizer.vocabulary_size > 110
     assert tokenizer.encode(["A mat."]).ids.tolist() == theirs.tokenizer.encode(["A mat."]).ids.tolist()
-    expected = evaluate_run(theirs, store)
+    expected = evaluate_run(theirs, prepared)
     begun, fresh = (
-        evaluate_run(ModelFolder(build_module(second, tokenizer, fresh=start).model, tokenizer, second.model), store)
+        evaluate_run(ModelFolder(build_module(second, tokenizer, fresh=start).model, tokenizer, second.model), prepared)
         for start in (True, False)
     )
     assert begun.loss == pytest.approx(expected.loss, rel=1e-6)

@@ -16,7 +16,7 @@ from pretrain.cli import main
 from pretrain.config.load import load_config
 from pretrain.config.plan import plan_run
 from pretrain.config.run import RunConfig
-from pretrain.data.prepare import ensure_prepared, prepared_store
+from pretrain.data.prepare import ensure_prepared, prepared_url
 from pretrain.errors import ConfigError, DataError, ExportError
 from pretrain.evaluate import read_model
 from pretrain.export import export
@@ -70,8 +70,8 @@ def test_a_given_vocabulary(learned: RunConfig, corpus: Path, tmp_path: Path) ->
 
 def build(config: RunConfig) -> torch.nn.Module:
     """The model that a fresh start trains."""
-    store = ensure_prepared(config, get_family(config.model.kind))
-    return build_module(config, load_tokenizer(config, store), fresh=True).model
+    prepared = ensure_prepared(config, get_family(config.model.kind))
+    return build_module(config, load_tokenizer(config, prepared), fresh=True).model
 
 
 def test_the_content_of_the_file_decides(learned: RunConfig, corpus: Path, tmp_path: Path) -> None:
@@ -79,10 +79,10 @@ def test_the_content_of_the_file_decides(learned: RunConfig, corpus: Path, tmp_p
     words = words_of(learned)
     first, second = (write_words(tmp_path / name, words) for name in ("first.txt", "second.txt"))
     one, other = (given(corpus, tmp_path / "runs", path) for path in (first, second))
-    assert prepared_store(one).url == prepared_store(other).url != prepared_store(learned).url
-    before = prepared_store(one).url
+    assert prepared_url(one) == prepared_url(other) != prepared_url(learned)
+    before = prepared_url(one)
     write_words(first, words[:-1])
-    assert prepared_store(one).url != before
+    assert prepared_url(one) != before
     first.unlink()
     with pytest.raises(ConfigError, match=r"tokenizer.vocabulary: .*first.txt: cannot be read: No such file"):
         prepare(one)

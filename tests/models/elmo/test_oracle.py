@@ -17,7 +17,7 @@ from torch import Tensor
 from pretrain.config.models import ElmoConfig
 from pretrain.data.blocks import Block
 from pretrain.data.prepare import ensure_prepared
-from pretrain.data.stream import training_sources
+from pretrain.data.stream import StreamPosition
 from pretrain.models.elmo import FAMILY
 from pretrain.models.elmo.model import ElmoModel
 from pretrain.models.elmo.objective import draw_candidates
@@ -262,11 +262,9 @@ def test_a_step_of_adagrad(corpus: Path, tmp_path: Path, unroll_length: int) -> 
         "optimizer={kind: adagrad, peak_learning_rate: 0.2}",
     )
     train(config, stop_after=1)
-    store = ensure_prepared(config, FAMILY)
-    tokenizer, manifest = load_tokenizer(config, store), store.read_manifest()
-    assert manifest is not None
-    sources, lanes = training_sources(store, manifest, [1.0]), config.data.lanes
-    batch = next(iter(build_loader(config, tokenizer, sources, [(0, 0)] * lanes, World(0, 0, 1, 1)))).tensors
+    prepared = ensure_prepared(config, FAMILY)
+    tokenizer, start = load_tokenizer(config, prepared), StreamPosition.start(config.data.lanes)
+    batch = next(iter(build_loader(config, tokenizer, prepared, start, World(0, 0, 1, 1)))).tensors
     model = Pretraining(config, tokenizer).model.train()
     objective = FAMILY.build_objective(config.model, tokenizer)
     terms, _ = objective(model, batch, None, seed=seed_of(config.seed, "objective", 0))
