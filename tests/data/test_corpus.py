@@ -111,11 +111,8 @@ def test_options_that_a_models_vocabulary_contradicts_are_refused(
     with pytest.raises(ConfigError) as caught:
         settle_tokenizer(config, record)
     lines = sorted(str(caught.value).splitlines())
-    key, ours, theirs = {"elmo": ("word_split", "'unicode'", "'whitespace'"), "bert": ("strip_accents", True, False)}[
-        family
-    ]
-    sizes = ("vocabulary_size", 101, tokenizer.vocabulary_size)
-    expected = sorted([("lowercase", False, True), sizes, (key, ours, theirs)])
+    rule = {"elmo": ("word_split", "'unicode'", "'whitespace'"), "bert": ("strip_accents", True, False)}[family]
+    expected = sorted([("lowercase", False, True), ("vocabulary_size", 101, tokenizer.vocabulary_size), rule])
     for line, (key, ours, theirs) in zip(lines, expected, strict=True):
         assert line.startswith(f"tokenizer.{key} is {ours}, and {theirs} in the model that the run starts from")
         assert f"model.initialize_from: {tmp_path / 'model'}" in line
