@@ -7,7 +7,7 @@ the model are timed by themselves: forward, and backward to the weights and to w
 
 import statistics
 import time
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
@@ -17,21 +17,21 @@ import torch
 from torch import Tensor
 
 from pretrain.config.run import RunConfig
-from pretrain.data.corpus import PreparedCorpus
 from pretrain.data.loader import MicroBatch, StepLoader
 from pretrain.data.prepare import ensure_prepared
-from pretrain.data.stream import BlockOrder, StreamPosition
+from pretrain.data.stream import StreamPosition
 from pretrain.data.tokenizer import settle_tokenizer
 from pretrain.models import get_family
 from pretrain.models.baselines import Baseline, Part, Tensors, UnavailableBaseline, Work
-from pretrain.models.family import ModelFolder, Tokenizer
+from pretrain.models.family import ModelFolder
 from pretrain.models.loss import Objective
+from pretrain.runs.folder import versions
+from pretrain.runs.trained import build_initial_model, read_tokenizer, select_backends
 from pretrain.runtime.machine import MemoryMeter, device_name, matrix_peaks, seconds_of
-from pretrain.runtime.run_folder import versions
-from pretrain.runtime.seeding import seed_of
 from pretrain.runtime.timing import OURS, Timing
+from pretrain.runtime.world import World
 from pretrain.training.optimizer import build_optimizer
-from pretrain.training.trained import build_initial_model, load_tokenizer, tune
+from pretrain.training.steps import build_loader, forward_pass
 
 WARM_UP_STEPS = 2
 """Steps of each before anything is timed: kernels are chosen, memory is taken, optimizer states are made."""
@@ -89,7 +89,7 @@ class Bench:
         return [
             f"{about['name']}: {about['parameters']:,} parameters, vocabulary {about['vocabulary_size']:,}, "
             f"{about['global_size']} examples per step, {about['precision']}, {dropouts}",
-            *about["tuning"],
+            *about["backends"],
             f"{about['device']}, {about['threads']} threads; matrix products, TFLOP/s: {peaks}",
             f"{about['steps']} steps of each, in turn; rates are medians over steps, ratios a baseline's time to ours",
             "FLOPs are the model's own, also where a model saves some: their share of the peak may pass 100%",
@@ -118,8 +118,9 @@ def bench(config: RunConfig, steps: int, *, compiled: bool = False) -> Bench:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     config = settle_tokenizer(config, family)
     corpus = ensure_prepared(config, family)
-    tokenizer = load_tokenizer(config, corpus)
-    loader = build_loader(config, tokenizer, corpus)
+    tokenizer = read_tokenizer(config, corpus.fetch_tokenizer())
+    alone = World(rank=0, local_rank=0, size=1, local_size=1)
+    loader = build_loader(config, tokenizer, corpus, StreamPosition.start(config.data.lanes), alone)
     reading = measure_reading(loader)
     batches = [
         [to_device(batch, device) for batch in step]
@@ -133,7 +134,7 @@ def bench(config: RunConfig, steps: int, *, compiled: bool = False) -> Bench:
     peak = peaks["bfloat16" if config.precision == "bf16-mixed" else "float32"]
 
     model = build_initial_model(config, tokenizer)
-    tuning = tune(config, model, device)
+    backends = select_backends(config, model, device)
     ours = ModelFolder(model, tokenizer, config.model, config.objective)
     baselines, parts = family.baselines.build(ours, compiled=compiled), family.baselines.parts(model)
     present = [baseline for baseline in baselines if isinstance(baseline, Baseline)]
@@ -156,7 +157,7 @@ def bench(config: RunConfig, steps: int, *, compiled: bool = False) -> Bench:
         "kind": config.model.kind,
         "precision": config.precision,
         "dropouts": config.model.dropouts,
-        "tuning": tuning,
+        "backends": backends,
         "device": device_name(device),
         "threads": torch.get_num_threads(),
         "versions": versions(),
@@ -211,22 +212,23 @@ class TimedModel:
 
     def _train(self, step: Step) -> Tensor:
         """The step's loss: a mean over its predictions, as training has it."""
-        config, seed = self._config, self._config.seed
+        config = self._config
         self._optimizer.zero_grad(set_to_none=True)
         total = torch.zeros((), device=self._device)
         for batch in step:
-            torch.manual_seed(seed_of(seed, "dropout", self._step, batch.index, 0))
-            with self._autocast():
-                terms, self._carried[batch.index] = self._objective(
-                    self._model,
-                    batch.tensors,
-                    self._carried.get(batch.index),
-                    seed=seed_of(seed, "objective", self._step),
-                )
             # a baseline may give one mean per micro-batch, under a name that is not counted
-            counts = {name: batch.step_examples.counts.get(name, len(step)) for name in terms}
-            loss: Any = sum(term.weight * term.total / max(counts[name], 1) for name, term in terms.items())
-            (loss * self._scale).backward()
+            counts = defaultdict(lambda: len(step), batch.step_examples.counts)
+            with self._autocast():
+                loss, _, self._carried[batch.index] = forward_pass(
+                    config,
+                    self._objective,
+                    self._model,
+                    batch,
+                    self._carried.get(batch.index),
+                    counts,
+                    step=self._step,
+                )
+            torch.autograd.backward(loss * self._scale)
             total += loss.detach()
         if config.optimizer.clip_norm:
             torch.nn.utils.clip_grad_norm_(self._model.parameters(), config.optimizer.clip_norm)
@@ -264,20 +266,6 @@ def measure_part(part: Part, timing: Timing, models: Sequence[TimedModel], steps
         for one in some:
             seconds = sum(one.run(one.parts[part.name], some_inputs) for some_inputs in inputs)
             timing.seconds.setdefault(one.name, []).append(seconds)
-
-
-def build_loader(config: RunConfig, tokenizer: Tokenizer, corpus: PreparedCorpus) -> StepLoader:
-    """The run's batches from the first on, as one process has them, on CPU."""
-    lanes = config.data.lanes
-    build_examples = get_family(config.model.kind).training.build_examples
-    maker = build_examples(config.model, config.objective, tokenizer, config.rows_per_lane)
-    return StepLoader(
-        BlockOrder(corpus.training, maker, config.seed, lanes),
-        range(lanes),
-        config.rows_per_lane,
-        config.batch.micro_size,
-        position=StreamPosition.start(lanes),
-    )
 
 
 def read_steps(loader: StepLoader, micro_batches: int, steps: int) -> list[Step]:

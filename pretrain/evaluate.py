@@ -10,15 +10,14 @@ from typing import Any, Literal
 import numpy as np
 
 from pretrain.config.data import DataConfig
-from pretrain.data.corpus import PreparedCorpus, PreparedSource, open_corpus, source_weights
+from pretrain.data.corpus import PreparedCorpus, PreparedSource
 from pretrain.data.prepare import prepare_temporarily
-from pretrain.data.stream import held_out_blocks
 from pretrain.errors import ConfigError, DataError, ExportError
-from pretrain.models import FAMILIES, get_family
-from pretrain.models.family import ModelFolder, Tokenizer
+from pretrain.models import get_family
+from pretrain.models.family import Tokenizer
 from pretrain.models.loss import Losses, exp
-from pretrain.runtime.run_folder import RunFolder
-from pretrain.training.trained import evaluate_model, read_trained
+from pretrain.runs.held_out import evaluate_model
+from pretrain.runs.trained import is_run, read_model, read_trained
 
 States = Literal["carried", "reset"]
 SAID: dict[States, str] = {
@@ -93,12 +92,12 @@ def evaluate(
     Raises ConfigError (also for an option that the model's family has no use for), CheckpointError, DataError or
     ExportError.
     """
-    if RunFolder(target).config_file.is_file():
+    if is_run(target):
         trained = read_trained(target, checkpoint)
         folder, what = trained.folder, f"{target}, step {trained.step}"
-        corpus = open_corpus(RunFolder(target).prepared(), source_weights(trained.config.data))
+        corpus = None if data else trained.open_corpus()
     else:
-        folder, what, corpus = read_model(target), str(target), None
+        folder, what, corpus = *read_model(target), None
     if folder.tokenizer is None:
         raise ExportError(f"{target}: no vocabulary, which a loss needs")
     if not data and corpus is None:
@@ -109,21 +108,9 @@ def evaluate(
         states = states or "carried"
     text = _text_of_files(folder.tokenizer, data, lines) if data else _held_out_text(corpus, what)
     with _json_lines(per_sentence) as write, text as (sources, counts):
-        blocks = held_out_blocks(sources)
-        losses = evaluate_model(folder, folder.tokenizer, sources, blocks, reset=states == "reset", write=write)
+        losses = evaluate_model(folder, sources, reset=states == "reset", write=write)
     what = f"{what}, on {', '.join(data)}" if data else what
     return Evaluation(what, losses, baseline(corpus, counts) if corpus else None, states)
-
-
-def read_model(target: Path) -> ModelFolder:
-    """A model folder of any family, heads and all."""
-    if not target.is_dir():
-        raise ConfigError(f"{target}: no such folder")
-    for kind in FAMILIES:
-        family = get_family(kind)
-        if family.format.recognises(target):
-            return family.format.read(target)
-    raise ConfigError(f"{target}: neither a run folder nor a model folder")
 
 
 def _refuse(what: str, kind: str, options: dict[str, Any]) -> None:
