@@ -96,32 +96,32 @@ def test_a_second_process_waits_for_the_first_and_says_so(configure: Configure) 
     assert f"waiting for another process that is preparing {url}" in said
 
 
-def test_a_killed_preparation_is_done_again(configure: Configure, corpus: Path, tmp_path: Path) -> None:
-    """Killed for real; the next one starts over, and leaves nothing of the killed one."""
+@pytest.mark.parametrize("moment", ["prepare.make_tokenizer", "prepare.write_shards", "store.Store.write_manifest"])
+def test_a_killed_preparation_is_done_again(moment: str, configure: Configure, corpus: Path, tmp_path: Path) -> None:
+    """Killed for real, at the end of any part of it; the next one starts over, and leaves nothing of the killed one."""
     config = configure()
     root = Path(prepared_url(config)).parent
     process = in_a_process(f"""
 import time
 from pathlib import Path
-from pretrain.data import prepare
+from pretrain.data import prepare, store
 from pretrain.models import get_family
 from tests.runs import tiny_config
-write = prepare.write_shards
-def slowly(*arguments):
-    write(*arguments)
-    print("written", flush=True)
+act = {moment}
+def act_and_wait(*arguments):
+    act(*arguments)
+    print("done", flush=True)
     time.sleep(600)
-prepare.write_shards = slowly
+{moment} = act_and_wait
 config = tiny_config("elmo", Path({str(corpus)!r}), Path({str(tmp_path / "runs")!r}))
 prepare.ensure_prepared(config, get_family("elmo"))
 """)
     assert process.stdout is not None
-    assert process.stdout.readline() == "written\n"
+    assert process.stdout.readline() == "done\n"
     process.send_signal(signal.SIGKILL)
     process.communicate(timeout=30)
     (left,) = root.glob("*.preparing-*")
     assert left.name.endswith(f".preparing-{socket.gethostname()}-{process.pid}")
-    assert (left / "train" / "text-0-00000.parquet").exists()
     assert find_prepared(config) is None
     whole = contents(Path(prepared(config).url))
     assert sorted(path.name for path in root.iterdir()) == [left.name.partition(".")[0] + end for end in ("", ".lock")]
