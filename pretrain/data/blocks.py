@@ -49,7 +49,7 @@ class ExampleMaker(Protocol):
     def counts(self, examples: Arrays) -> dict[str, int]:
         """Predictions per loss term, and `tokens`: the real (unpadded) tokens.
 
-        There may also be `places`: tokens and padding, and `<term>.<kind>`: how many of a term's predictions are
+        There may also be `token_slots`: tokens and padding, and `<term>.<kind>`: how many of a term's predictions are
         of a kind. Their ratios are logged. And `sequences`, and what else the config's `flops_per_token` asks for.
         """
 
