@@ -13,6 +13,7 @@ import contextlib
 import hashlib
 import json
 import logging
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, Protocol
@@ -20,14 +21,16 @@ from typing import Any, Protocol
 import numpy as np
 from tqdm import tqdm
 
-from pretrain.config.data import DataConfig, RecordSource, Source, TextSource
+from pretrain.config.data import DataConfig, FilesSource, Source
 from pretrain.config.models import WordsConfig
 from pretrain.config.run import RunConfig, flatten
 from pretrain.data.documents import Document, SentenceEncoder, describe, read_documents, splits, training_sentences
+from pretrain.data.files import list_files
 from pretrain.data.shards import Shards, write_shards
-from pretrain.data.sources import resolve_files
+from pretrain.data.sources import Skipped, describe_skipped
 from pretrain.data.spool import Spool
 from pretrain.data.store import Store
+from pretrain.data.survey import check_counts, survey
 from pretrain.errors import ConfigError, DataError
 
 log = logging.getLogger(__name__)
@@ -120,11 +123,11 @@ def check_prepared(config: RunConfig, store: Store, manifest: dict[str, Any]) ->
 def _local_files(config: RunConfig) -> Iterator[str]:
     """The files of local paths and globs that are (still) there."""
     for source in (*config.data.sources, *config.data.held_out_sources()):
-        if isinstance(source, TextSource | RecordSource):
+        if isinstance(source, FilesSource):
             for pattern in (source.files,) if isinstance(source.files, str) else source.files:
                 if "://" not in pattern:
                     with contextlib.suppress(DataError):  # a machine that has only the prepared data
-                        yield from resolve_files(pattern)
+                        yield from (file.path for file in list_files(pattern))
 
 
 def _fingerprint(file: str) -> str | None:
@@ -143,10 +146,10 @@ def _fingerprint(file: str) -> str | None:
 def _files(config: RunConfig) -> dict[str, str]:
     """The local files of all sources, with their fingerprints."""
     files = [
-        file
+        file.path
         for source in (*config.data.sources, *config.data.held_out_sources())
-        if isinstance(source, TextSource | RecordSource)
-        for file in resolve_files(source.files)
+        if isinstance(source, FilesSource)
+        for file in list_files(source.files)
     ]
     return {file: fingerprint for file in files if (fingerprint := _fingerprint(file)) is not None}
 
@@ -154,6 +157,7 @@ def _files(config: RunConfig) -> dict[str, str]:
 def _prepare(config: RunConfig, family: TextFamily, store: Store) -> None:
     _check_start(config, family)
     files = _files(config)
+    survey(config.data)
     store.begin()
     tokenizer = _tokenizer(config, family)
     manifest = {"identity": identity(config), "files": files} | tokenise_corpus(config.data, tokenizer, store)
@@ -215,9 +219,10 @@ def _tokenise_source(
 ) -> dict[str, Any]:
     """One source of one split as shards; returns its entry in the manifest."""
     counts = dict.fromkeys(COUNTS, 0)
+    skipped: Skipped = Counter()
     with Spool(part_tokens=data.block_tokens // 4) as spool:
         documents = []
-        read = read_documents(source, data.language, keep)
+        read = read_documents(source, data.language, keep, skipped)
         progress = tqdm(read, f"prepare {name}", unit=" documents", leave=False, disable=None)  # None: no terminal
         for document in progress:
             documents.append(document)
@@ -227,6 +232,9 @@ def _tokenise_source(
         _encode(documents, tokenizer, spool, counts, unigrams)
         if not counts["tokens"] and name.startswith("train/"):
             raise DataError(f"source {name.removeprefix('train/')} ({describe(source)}): no text in it")
+        check_counts(f"source {name} ({describe(source)})", counts)
+        if skipped and name.startswith("train/"):  # held-out text is read from the same records
+            log.warning("source %s: passed over %s", name, describe_skipped(skipped))
         shards = write_shards(store, name, spool, data.block_tokens)
     return {"name": name.split("/", 1)[1], "counts": counts, "shards": shards}
 

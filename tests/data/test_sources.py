@@ -10,7 +10,9 @@ import pytest
 from pydantic import TypeAdapter
 
 from pretrain.config.data import AnyKind, Source
-from pretrain.data.sources import python_docs, read_source, resolve_files, unwrap
+from pretrain.data.files import list_files
+from pretrain.data.python_docs import python_docs, unwrap
+from pretrain.data.sources import read_source
 from pretrain.errors import DataError
 
 
@@ -110,7 +112,10 @@ def test_an_undecodable_byte_is_told_with_file_and_line(name: str, tmp_path: Pat
     lines = b'{"text": "fine"}\n{"text": "bad \xff"}\n'
     (tmp_path / name).write_bytes(gzip.compress(lines) if name.endswith(".gz") else lines)
     kind = "json" if "json" in name else "text"
-    assert problem(kind=kind, files=str(tmp_path / name)) == f"{tmp_path / name}: not UTF-8: line 2, byte 0xff"
+    assert problem(kind=kind, files=str(tmp_path / name)) == (
+        f"{tmp_path / name}, line 2: byte 0xff is not UTF-8: name the source's encoding (such as latin-1), "
+        "or convert: iconv -f LATIN1 -t UTF-8"
+    )
 
 
 def test_a_cut_archive_is_told(tmp_path: Path) -> None:
@@ -124,17 +129,20 @@ def test_a_cut_archive_is_told(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("records", "message"),
     [
-        ('{"text": "a"}\n{"text": "b\n', "cannot be"),
-        ('{"txt": "a", "id": 1}\n', "no field 'text'; there are id, txt"),
-        ('{"text": "a"}\n{"id": 1}\n', "record 2: field 'text' is missing or null"),
-        ('{"text": 3}\n', "record 1: field 'text' is int, not text"),
-        ('{"text": ["a"]}\n', "record 1: field 'text' is list, not text"),
+        ('{"text": "a"}\n\n{"text": "b\n', ", line 3: not JSON, of which each line must be an object (Unterminated"),
+        ('{\n "text": "a"\n}\n', ", line 1: not JSON, of which each line must be an object (Expecting"),
+        ('{"txt": "a", "id": 1}\n{"x": 1}\n', ": no field 'text'; there are id, txt, x"),
+        ('{"text": null}\n\n{"text": 3}\n', ", line 3: field 'text' is int, not text"),
+        ('{"text": ["a"]}\n', ", line 1: field 'text' is list, not text"),
+        ('"text"\n', ", line 1: a str, not an object with a field 'text'"),
+        ("[" * 100_000, ": neither JSON lines nor one JSON array ("),
+        ('[{"text": "a"}, 3]', ", record 2: a int, not an object with a field 'text'"),
     ],
 )
 def test_broken_records(records: str, message: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "a.jsonl"
     path.write_text(records)
-    assert problem(kind="json", files=str(path)).startswith(f"{path}: {message}")
+    assert problem(kind="json", files=str(path)).startswith(f"{path}{message}")
     assert capfd.readouterr() == ("", "")
 
 
@@ -150,7 +158,7 @@ def test_files_keep_the_order_of_their_patterns(tmp_path: Path) -> None:
     for name in ("1.txt", "2.txt", "3.csv"):
         (tmp_path / name).write_text("x\n")
     patterns = (str(tmp_path / "3.csv"), str(tmp_path / "*.txt"))
-    assert [Path(file).name for file in resolve_files(patterns)] == ["3.csv", "1.txt", "2.txt"]
+    assert [Path(file.path).name for file in list_files(patterns)] == ["3.csv", "1.txt", "2.txt"]
 
 
 def test_pythons_documentation_is_a_megabyte_of_english_and_always_the_same() -> None:

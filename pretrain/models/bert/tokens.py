@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from tokenizers import Encoding, decoders, models, normalizers, pre_tokenizers, processors, trainers
+from tokenizers import Encoding, Regex, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from tokenizers import Tokenizer as PieceTokenizer
 
 from pretrain.config.models import WordPieceConfig
@@ -25,6 +25,8 @@ SPECIAL = (PADDING, UNKNOWN, CLS, SEP, MASK)
 """The special tokens; in a vocabulary learned here their ids are 0 to 4."""
 CONTINUATION = "##"
 """What marks a piece that does not begin a word."""
+MAX_CHARACTERS_PER_WORD = 100
+"""A longer word is [UNK], as in every published BERT."""
 
 
 class WordPieceTokenizer:
@@ -195,7 +197,9 @@ def learn_tokenizer(texts: Callable[[], Iterable[str]], config: WordPieceConfig)
     )
     learner = PieceTokenizer(models.WordPiece(unk_token=UNKNOWN))
     learner.normalizer = normalizer
-    learner.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    # The trainer's time is quadratic in the length of a word, and no piece of one so long is ever used: it is [UNK].
+    too_long = pre_tokenizers.Split(Regex(f".{{{MAX_CHARACTERS_PER_WORD + 1},}}"), "removed")
+    learner.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.BertPreTokenizer(), too_long])
     learner.train_from_iterator(texts(), trainer)
     return WordPieceTokenizer(
         _bert_pieces(
@@ -238,7 +242,10 @@ def _bert_pieces(
     """BERT's tokenizer around a vocabulary; `strip_accents` None means: where text is lower-cased."""
     pieces = PieceTokenizer(
         models.WordPiece(
-            vocabulary, unk_token=UNKNOWN, continuing_subword_prefix=CONTINUATION, max_input_chars_per_word=100
+            vocabulary,
+            unk_token=UNKNOWN,
+            continuing_subword_prefix=CONTINUATION,
+            max_input_chars_per_word=MAX_CHARACTERS_PER_WORD,
         )
     )
     pieces.normalizer = normalizers.BertNormalizer(
