@@ -19,7 +19,7 @@ Lines = Literal["paragraph", "sentence", "wrapped"]
 
 def _known_encoding(name: str) -> str:
     try:
-        b"".decode(name)  # unlike codecs.lookup, refuses what is no encoding of text, such as hex
+        "text".encode(name)  # unlike codecs.lookup, refuses what is no encoding of text, such as hex
     except LookupError:
         raise ValueError(f"{name!r} is no encoding of text: give one such as utf-8, latin-1 or cp1252") from None
     return codecs.lookup(name).name

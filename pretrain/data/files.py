@@ -146,9 +146,25 @@ def _tar_members(file: BinaryIO, path: str) -> Iterator[tuple[str, BinaryIO]]:
     with tarfile.open(fileobj=_decompressed(file, name), mode="r|") as archive:
         for member in archive:
             if member.isfile() and _is_wanted(member.name, path):
-                opened = archive.extractfile(member)
-                assert opened is not None  # a regular file's never is
-                yield f"{path}/{member.name}", _decompressed(cast(BinaryIO, opened), member.name.lower())
+                content = io.BufferedReader(_Streamed(archive.extractfile(member)))
+                yield f"{path}/{member.name}", _decompressed(cast(BinaryIO, content), member.name.lower())
+
+
+class _Streamed(io.RawIOBase):
+    """A file that can only be read, which a file of a streamed tar archive is without saying so."""
+
+    def __init__(self, file: Any) -> None:
+        self._file = file
+
+    def readable(self) -> bool:
+        """True."""
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        """Fills the buffer, as far as there is content; returns how many bytes it got."""
+        content: bytes = self._file.read(len(buffer))
+        buffer[: len(content)] = content
+        return len(content)
 
 
 def _is_wanted(member: str, path: str) -> bool:
