@@ -57,6 +57,7 @@ class Look:
     objects: int = 0
     """those that are JSON objects, by their ends."""
     hashes: set[float] = field(default_factory=set)
+    """Where the documents stand in the order in which they are held out."""
     complete: bool = False
     """Whether these are all of the source's documents."""
 
@@ -66,7 +67,6 @@ class Look:
         self.one_sentence += one_sentence
         self.sentences += sentences
         self.characters += len(text)
-        self.hashes.add(held_out_hash(text))
         for word in _LONG_WORD.findall(text):
             self.long_words += 1
             self.long_characters += len(word)
@@ -85,10 +85,12 @@ def look_at(source: Source, language: str) -> Look:
     """The counts of a source's first documents, up to some megabytes of text."""
     split = sentence_splitter(language)
     look = Look()
-    for text in read_source(source):
+    for whole in read_source(source):
+        text = whole[:CHARACTERS_LOOKED_AT]
         if sentences := split(text, source.lines):
             cut = split(text, "paragraph") if source.lines == "sentence" else sentences
             look.add(text, len(cut), one_sentence=len(sentences) == 1)
+            look.hashes.add(held_out_hash(whole))
             if look.characters >= CHARACTERS_LOOKED_AT:
                 return look
     look.complete = True
@@ -117,7 +119,8 @@ def survey(data: DataConfig) -> None:
 
 def _look_and_warn(name: str, source: Source, language: str) -> Look:
     if isinstance(source, FilesSource):
-        log.info("source %s: %d files", name, len(list_files(source.files)))
+        files = len(list_files(source.files))
+        log.info("source %s: %d %s", name, files, "file" if files == 1 else "files")
     look = look_at(source, language)
     if not look.documents:
         raise DataError(f"source {name} ({describe(source)}): no text in it")
@@ -197,4 +200,6 @@ def check_held_out(share: float, looks: Sequence[Look]) -> None:
 def check_counts(where: str, counts: Mapping[str, int]) -> None:
     """Raises DataError where the vocabulary holds no word of the text: a model would learn, and a loss say, nothing."""
     if counts["words"] and counts["unknown_words"] == counts["words"]:
-        raise DataError(f"{where}: the vocabulary holds none of its {counts['words']:,} words")
+        raise DataError(
+            f"{where}: the vocabulary holds none of its {counts['words']:,} words, so that there is nothing to predict"
+        )

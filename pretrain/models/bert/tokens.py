@@ -6,14 +6,14 @@ word, in training and for vectors alike. (transformers, loading the same files, 
 
 import json
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from tokenizers import Encoding, Regex, decoders, models, normalizers, pre_tokenizers, processors, trainers
+from tokenizers import Encoding, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from tokenizers import Tokenizer as PieceTokenizer
 
 from pretrain.config.models import WordPieceConfig
@@ -197,10 +197,8 @@ def learn_tokenizer(texts: Callable[[], Iterable[str]], config: WordPieceConfig)
     )
     learner = PieceTokenizer(models.WordPiece(unk_token=UNKNOWN))
     learner.normalizer = normalizer
-    # The trainer's time is quadratic in the length of a word, and no piece of one so long is ever used: it is [UNK].
-    too_long = pre_tokenizers.Split(Regex(f".{{{MAX_CHARACTERS_PER_WORD + 1},}}"), "removed")
-    learner.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.BertPreTokenizer(), too_long])
-    learner.train_from_iterator(texts(), trainer)
+    learner.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    learner.train_from_iterator(_without_long_words(texts(), normalizer), trainer)
     return WordPieceTokenizer(
         _bert_pieces(
             learner.get_vocab(),
@@ -209,6 +207,16 @@ def learn_tokenizer(texts: Callable[[], Iterable[str]], config: WordPieceConfig)
             handle_chinese_chars=True,
         )
     )
+
+
+def _without_long_words(texts: Iterable[str], normalizer: normalizers.BertNormalizer) -> Iterator[str]:
+    """The texts without words that are [UNK]: no piece of them is used, and learning is quadratic in their length."""
+    cut = pre_tokenizers.BertPreTokenizer()
+    for text in texts:
+        if max(map(len, text.split()), default=0) > MAX_CHARACTERS_PER_WORD:
+            words = cut.pre_tokenize_str(normalizer.normalize_str(text))
+            text = " ".join(word for word, _ in words if len(word) <= MAX_CHARACTERS_PER_WORD)
+        yield text
 
 
 def _alphabet(texts: Iterable[str], normalizer: normalizers.BertNormalizer, most: int) -> tuple[list[str], list[str]]:
