@@ -3,7 +3,7 @@
 import logging
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from pretrain.config.data import DataConfig, FilesSource, Source
@@ -195,11 +195,3 @@ def check_held_out(share: float, looks: Sequence[Look]) -> None:
     larger = (math.ceil(min(hashes) * 10**digits) / 10**digits for digits in range(2, 18))
     raised = next(value for value in larger if min(hashes) < value <= max(hashes))
     raise DataError(f"{problem}; raise it to {raised}, or give 0")
-
-
-def check_counts(where: str, counts: Mapping[str, int]) -> None:
-    """Raises DataError where the vocabulary holds no word of the text: a model would learn, and a loss say, nothing."""
-    if counts["words"] and counts["unknown_words"] == counts["words"]:
-        raise DataError(
-            f"{where}: the vocabulary holds none of its {counts['words']:,} words, so that there is nothing to predict"
-        )

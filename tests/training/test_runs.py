@@ -8,6 +8,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from pretrain.runtime.run_folder import RunFolder
+from pretrain.training.checkpoint import find_newest
+from pretrain.training.trained import evaluate_run, load_tokenizer
 
 from pretrain.config.run import RunConfig
 from pretrain.data.prepare import ensure_prepared
@@ -16,12 +19,9 @@ from pretrain.evaluate import evaluate, read_model
 from pretrain.export import export
 from pretrain.models import get_family
 from pretrain.models.family import ModelFolder
-from pretrain.runtime.run_folder import RunFolder
 from pretrain.train import train
 from pretrain.training import checkpoint
 from pretrain.training.callbacks import shares
-from pretrain.training.checkpoint import find_newest
-from pretrain.training.trained import evaluate_run, load_tokenizer
 from pretrain.training.trainer import build_module
 from tests.conftest import write_corpus
 from tests.runs import metrics, run_cli, tiny_config, tiny_overrides
@@ -196,7 +196,11 @@ def test_training_leaves_the_process_as_it_was(corpus: Path, tmp_path: Path) -> 
 
 def test_a_run_without_pairs(corpus: Path, tmp_path: Path) -> None:
     """Full sentences in packs, whole words: one loss, and a model without the heads that nothing would train."""
-    more = ["model.next_sentence=false", "model.whole_word_masking=true", "batch={global_size: 8, micro_size: 4}"]
+    more = [
+        "objective.next_sentence=false",
+        "objective.whole_word_masking=true",
+        "batch={global_size: 8, micro_size: 4}",
+    ]
     config = tiny_config("bert", corpus, tmp_path, *ONE, *more)
     train(config, stop_after=3)
     lines = metrics(config)

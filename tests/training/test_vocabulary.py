@@ -11,6 +11,8 @@ import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
+from pretrain.runtime.run_folder import RunFolder
+from pretrain.training.trained import load_tokenizer
 
 from pretrain.cli import main
 from pretrain.config.load import load_config
@@ -23,9 +25,7 @@ from pretrain.export import export
 from pretrain.models import get_family
 from pretrain.models.elmo.token_embeddings import read_token_embeddings
 from pretrain.prepare import prepare
-from pretrain.runtime.run_folder import RunFolder
 from pretrain.train import train
-from pretrain.training.trained import load_tokenizer
 from pretrain.training.trainer import build_module
 from tests.runs import metrics, run_cli, tiny_config, tiny_overrides
 
@@ -122,9 +122,9 @@ def test_an_unsorted_vocabulary_is_refused_with_sampled_softmax(
     assert done.returncode == 2
     (line,) = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
     assert line.startswith(f"error: tokenizer.vocabulary: {file}: the first tenth of the words covers ")
-    assert "most frequent tenth" in line and line.endswith("or set model.softmax to full")
+    assert "most frequent tenth" in line and line.endswith("or set objective.softmax to full")
     assert "Traceback" not in done.stderr
-    config = given(corpus, tmp_path / "runs", file, "model.softmax=full")
+    config = given(corpus, tmp_path / "runs", file, "objective.softmax=full")
     train(config)
     assert len(metrics(config)) == 2
 
@@ -172,7 +172,7 @@ def test_a_published_model_goes_on_with_its_own_softmax(
     read = read_model(model)
     keep = ("filters", "num_highways", "cell_size", "projection_size", "character_embedding_size")
     sizes = [f"model.{key}={json.dumps(getattr(read.config, key))}" for key in keep]
-    options = [*ONE, *sizes, f"model.initialize_from={model}", "model.softmax=full"]
+    options = [*ONE, *sizes, f"model.initialize_from={model}", "objective.softmax=full"]
     config = tiny_config("elmo", corpus, tmp_path / "runs", *options)
     held = read.model.state_dict()
     with caplog.at_level(logging.INFO):

@@ -12,6 +12,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from pretrain.runtime.distributed import World
+from pretrain.training.trained import load_tokenizer
 from torch import Tensor
 
 from pretrain.config.models import ElmoConfig
@@ -23,11 +25,9 @@ from pretrain.models.elmo.model import ElmoModel
 from pretrain.models.elmo.objective import draw_candidates
 from pretrain.models.elmo.tokens import SPECIAL_WORDS, WordTokenizer
 from pretrain.models.family import Batch, ModelFolder
-from pretrain.runtime.distributed import World
 from pretrain.runtime.seeding import seed_of
 from pretrain.train import train
 from pretrain.training.module import Pretraining
-from pretrain.training.trained import load_tokenizer
 from pretrain.training.trainer import build_loader
 from tests.models.elmo.reference import BACKWARD, BEGIN, END, FORWARD, Floats, ReferenceBilm
 from tests.runs import final_weights, metrics, tiny_config
@@ -258,7 +258,7 @@ def test_a_step_of_adagrad(corpus: Path, tmp_path: Path, unroll_length: int) -> 
         corpus,
         tmp_path,
         *("sharding.ranks=1", "sharding.zero_stage=0", "model.dropout=0", "batch.micro_size=32"),
-        f"model.unroll_length={unroll_length}",
+        f"objective.unroll_length={unroll_length}",
         "optimizer={kind: adagrad, peak_learning_rate: 0.2}",
     )
     train(config, stop_after=1)
