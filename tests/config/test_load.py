@@ -170,7 +170,10 @@ def test_every_problem_is_told_at_once_with_its_path_and_value() -> None:
             "data.sources=[{kind: text, files: a, encoding: latin1-x}]",
             ["data.sources.0.encoding: 'latin1-x' is no encoding of text: give one such as utf-8, latin-1 or cp1252"],
         ),
-        ("data.sources=[{kind: parquet, files: a, encoding: utf-8}]", ["data.sources.0.encoding: no such option"]),
+        (
+            "data.sources=[{kind: parquet, files: a, encoding: utf-8}]",
+            ["data.sources.0.encoding: no such option; only another data.sources.kind has it"],
+        ),
         ("data.language=English", ["data.language: does not match ^[a-z]{2,3}$ (given: 'English')"]),
         ("model=3", ["model: must be a section of options (given: 3)"]),
         ("model.kind=gpt", ["model.kind: must be one of 'elmo', 'bert' (given: 'gpt')"]),
