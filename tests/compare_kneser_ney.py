@@ -23,8 +23,8 @@ from pretrain.errors import ConfigError
 from pretrain.evaluate import evaluate
 from pretrain.models.elmo.tokens import WordTokenizer
 from pretrain.models.loss import exp
-from pretrain.runtime.run_folder import RunFolder
-from pretrain.training.trained import load_tokenizer
+from pretrain.runs.folder import RunFolder
+from pretrain.runs.trained import read_tokenizer
 from tests.kneser_ney import KneserNey, Texts
 
 ORDERS = (1, 2, 3, 4, 5)
@@ -71,7 +71,7 @@ def compare(run: Path, data: Sequence[str] = (), *, checkpoint: str = "best") ->
     Raises ConfigError for a run that does not predict words, and what `evaluate` raises.
     """
     config, store = RunFolder(run).read_config(), Store(RunFolder(run).prepared())
-    tokenizer = load_tokenizer(config, store)
+    tokenizer = read_tokenizer(config, store.fetch_tokenizer())
     if not isinstance(tokenizer, WordTokenizer):
         raise ConfigError(f"{run}: model.kind is {config.model.kind}: no forward language model to compare with")
     manifest = store.read_manifest()

@@ -11,7 +11,6 @@ from typing import Any
 import pytest
 import torch
 from click.testing import CliRunner
-from pretrain.training.trained import load_tokenizer
 
 from pretrain import bench as module
 from pretrain.bench import WARM_UP_STEPS, Bench, bench, build_loader, measure_reading, read_steps
@@ -22,6 +21,7 @@ from pretrain.data.loader import MicroBatch
 from pretrain.data.prepare import ensure_prepared
 from pretrain.data.stream import Share
 from pretrain.models import FAMILIES, get_family
+from pretrain.runs.trained import read_tokenizer
 from pretrain.runtime.timing import OURS
 from tests.runs import tiny_config, tiny_overrides
 
@@ -41,7 +41,9 @@ def measured(
 def test_tokens_are_those_of_the_batches(measured: tuple[RunConfig, Bench]) -> None:
     config, result = measured
     store = ensure_prepared(config, get_family(config.model.kind))
-    steps = read_steps(build_loader(config, load_tokenizer(config, store), store), 1, WARM_UP_STEPS + STEPS)
+    steps = read_steps(
+        build_loader(config, read_tokenizer(config, store.fetch_tokenizer()), store), 1, WARM_UP_STEPS + STEPS
+    )
     assert [len(step) for step in steps] == [1] * len(steps)
     counted = []
     for (batch,) in steps[WARM_UP_STEPS:]:

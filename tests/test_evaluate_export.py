@@ -23,10 +23,10 @@ from pretrain.evaluate import evaluate
 from pretrain.export import export
 from pretrain.models import get_family
 from pretrain.models.family import Tokenizer
-from pretrain.runtime.run_folder import RunFolder
+from pretrain.runs.folder import RunFolder
+from pretrain.runs.held_out import HELD_OUT_ROWS, evaluate_model, read_trained
 from pretrain.runtime.seeding import generator
 from pretrain.train import train
-from pretrain.training.trained import HELD_OUT_ROWS, evaluate_model, read_trained
 from tests.conftest import write_corpus
 from tests.runs import metrics, tiny_config
 

@@ -16,7 +16,7 @@ from pretrain.errors import ConfigError
 from pretrain.evaluate import evaluate
 from pretrain.models import get_family
 from pretrain.models.loss import exp
-from pretrain.runtime.run_folder import RunFolder
+from pretrain.runs.folder import RunFolder
 from pretrain.train import train
 from tests.compare_kneser_ney import ORDERS, compare, main
 from tests.kneser_ney import KneserNey, Texts, discounts

@@ -14,6 +14,7 @@ from typing import Any
 import h5py
 import numpy as np
 import torch
+from pretrain.training.trained import build_initial_model
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
@@ -24,7 +25,6 @@ from pretrain.embedding.embedder import Embedder
 from pretrain.models import FAMILIES, get_family
 from pretrain.models.bert.export import published_name
 from pretrain.models.loss import LossTerm
-from pretrain.training.trained import build_initial_model, load_tokenizer
 from pretrain.training.trainer import set_up_arithmetic
 from tests.conftest import SHARED, write_corpus
 from tests.runs import tiny_config
@@ -127,7 +127,7 @@ def random_model(kind: str, folder: Path, corpus: Path) -> Results:
     config = tiny_config(kind, corpus, folder, "model.dropout=0", "batch.micro_size=32")
     family = get_family(kind)
     store = ensure_prepared(config, family)
-    tokenizer = load_tokenizer(config, store)
+    tokenizer = read_tokenizer(config, store.fetch_tokenizer())
     ((batch,),) = read_steps(build_loader(config, tokenizer, store), 1, 1)
     objective = family.build_objective(config.model, tokenizer)
     found = []

@@ -11,7 +11,7 @@ import pytest
 from pretrain.config.load import load_config
 from pretrain.config.run import RunConfig
 from pretrain.errors import CheckpointError, ConfigError
-from pretrain.runtime.run_folder import RunFolder
+from pretrain.runs.folder import RunFolder
 from tests.runs import REPOSITORY, clean_environment
 
 Configure = Callable[..., RunConfig]
@@ -116,7 +116,7 @@ def test_only_one_process_trains_in_a_folder(configure: Configure, monkeypatch: 
     monkeypatch.setattr("pretrain.runtime.run_folder.LOCK_SECONDS", 0.1)
     folder = RunFolder(configure().folder)
     code = (
-        "import sys\nfrom pathlib import Path\nfrom pretrain.runtime.run_folder import RunFolder\n"
+        "import sys\nfrom pathlib import Path\nfrom pretrain.runs.folder import RunFolder\n"
         f"with RunFolder(Path({str(folder.path)!r})).lock():\n    print('locked', flush=True)\n    sys.stdin.read()"
     )
     holder = subprocess.Popen(

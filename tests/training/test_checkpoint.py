@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from pretrain.config.training import AdagradConfig, AdamWConfig, LambConfig, OptimizerConfig
 from pretrain.errors import CheckpointError
-from pretrain.training import checkpoint
+from pretrain.runs import checkpoints
 from pretrain.training.optimizer import build_optimizer
 
 ADAMW = AdamWConfig(peak_learning_rate=0.1)
@@ -23,14 +23,14 @@ CONFIGS = {
 }
 
 
-def some_state(step: int, best: float | None = None) -> checkpoint.State:
-    return checkpoint.State(step=step, positions=[(1, 2), (3, 4)], versions={"torch": "2"}, best=best)
+def some_state(step: int, best: float | None = None) -> checkpoints.State:
+    return checkpoints.State(step=step, positions=[(1, 2), (3, 4)], versions={"torch": "2"}, best=best)
 
 
 def write(folder: Path, step: int, **tensors: Tensor) -> Path:
     """A checkpoint of one rank."""
     content = tensors or {"weight/a": torch.full((3,), float(step))}
-    return checkpoint.save(folder, some_state(step), content, None, rank=0, ranks=1)
+    return checkpoints.save(folder, some_state(step), content, None, rank=0, ranks=1)
 
 
 def update(model: nn.Module, optimizer: torch.optim.Optimizer, steps: int) -> None:
@@ -51,14 +51,14 @@ def test_round_trip(config: OptimizerConfig, tmp_path: Path) -> None:
 
     model, optimizer = build(1)
     update(model, optimizer, 3)
-    tensors = checkpoint.collect(model, optimizer, config, zero_stage=0, rank=0, ranks=1)
-    path = checkpoint.save(tmp_path, some_state(3, best=1.5), tensors, torch.ones(4, 2), rank=0, ranks=1)
-    assert path.name == "step-00000003" and checkpoint.incomplete(path) is None
-    assert checkpoint.read_state(path) == some_state(3, best=1.5)
-    for name, value in checkpoint.read_weights(path).items():
+    tensors = sharded_states.collect(model, optimizer, config, zero_stage=0, rank=0, ranks=1)
+    path = checkpoints.save(tmp_path, some_state(3, best=1.5), tensors, torch.ones(4, 2), rank=0, ranks=1)
+    assert path.name == "step-00000003" and checkpoints.incomplete(path) is None
+    assert checkpoints.read_state(path) == some_state(3, best=1.5)
+    for name, value in checkpoints.read_weights(path).items():
         assert torch.equal(value, model.get_parameter(name))
     other, its_optimizer = build(2)
-    checkpoint.restore(path, other, its_optimizer, config, zero_stage=0)
+    sharded_states.restore(path, other, its_optimizer, config, zero_stage=0)
     update(model, optimizer, 2)
     update(other, its_optimizer, 2)
     assert all(torch.equal(a, b) for a, b in zip(model.parameters(), other.parameters(), strict=True))
@@ -68,7 +68,7 @@ def test_each_rank_collects_its_share(tmp_path: Path) -> None:
     model = nn.Sequential(nn.Linear(3, 2), nn.Linear(2, 1))
     optimizer = build_optimizer(ADAMW, model, lambda name: False)
     update(model, optimizer, 1)
-    parts = [checkpoint.collect(model, optimizer, ADAMW, zero_stage=0, rank=rank, ranks=2) for rank in range(2)]
+    parts = [sharded_states.collect(model, optimizer, ADAMW, zero_stage=0, rank=rank, ranks=2) for rank in range(2)]
     assert {key.partition("/")[2] for key in parts[0]} == {"0.weight", "1.weight"}
     assert {key.partition("/")[2] for key in parts[1]} == {"0.bias", "1.bias"}
     assert {key.partition("/")[0] for part in parts for key in part} == {"weight", "exp_avg", "exp_avg_sq"}
@@ -102,22 +102,22 @@ def test_damage_is_named_and_passed_over(
 ) -> None:
     whole, torn = write(tmp_path, 9), write(tmp_path, 10)
     damage(torn / name)
-    problem = checkpoint.incomplete(torn)
+    problem = checkpoints.incomplete(torn)
     assert problem is not None
     assert str(torn) in problem and name in problem and says in problem
     assert len(problem.splitlines()) == 1
     with caplog.at_level(logging.WARNING):
-        assert checkpoint.find_newest(tmp_path) == whole
+        assert checkpoints.find_newest(tmp_path) == whole
     assert f"passed over {problem}" in caplog.text
     damage(whole / name)
     with pytest.raises(CheckpointError) as error:
-        checkpoint.find_newest(tmp_path)
+        checkpoints.find_newest(tmp_path)
     first, second, last = str(error.value).splitlines()
     assert str(torn) in first and str(whole) in second and "no complete checkpoint is left" in last
 
 
 def test_no_checkpoint_is_no_error(tmp_path: Path) -> None:
-    assert checkpoint.find_newest(tmp_path / "nowhere") is None
+    assert checkpoints.find_newest(tmp_path / "nowhere") is None
 
 
 def steps_in(folder: Path) -> list[int]:
@@ -129,9 +129,9 @@ def test_pruning_keeps_the_last_and_the_best(tmp_path: Path) -> None:
     checkpoint.mark_best(tmp_path, paths[2])
     checkpoint.mark_best(tmp_path, paths[0])
     (tmp_path / ".tmp-step-00000003").mkdir()  # a kill while saving
-    checkpoint.prune(paths[3], keep_last=2)
+    checkpoints.prune(paths[3], keep_last=2)
     assert steps_in(tmp_path) == [1, 3, 4]
-    best = tmp_path / checkpoint.BEST
+    best = tmp_path / checkpoints.BEST
     assert best.is_symlink() and best.resolve() == paths[0].resolve()
     assert not best.readlink().is_absolute(), "the run folder may be moved"
     assert not list(tmp_path.glob(".tmp*"))
@@ -141,13 +141,13 @@ def test_pruning_does_not_mistake_a_torn_newer_one_for_the_newest(tmp_path: Path
     """A start that passed over step 40 went on from 20 and saved 30: that is what is to be kept."""
     old, saved, torn = (write(tmp_path, step) for step in (20, 30, 40))
     flip(torn / "state.json")
-    checkpoint.prune(saved, keep_last=1)
+    checkpoints.prune(saved, keep_last=1)
     assert not old.exists()
-    assert checkpoint.find_newest(tmp_path) == saved
+    assert checkpoints.find_newest(tmp_path) == saved
     (saved / "complete.json").unlink()
     again = write(tmp_path, 40)
-    assert checkpoint.incomplete(again) is None, "training on replaces it"
-    checkpoint.prune(again, keep_last=2)
+    assert checkpoints.incomplete(again) is None, "training on replaces it"
+    checkpoints.prune(again, keep_last=2)
     assert steps_in(tmp_path) == [40], "one without a marker does not count"
 
 
@@ -188,14 +188,14 @@ def test_carried_states_over_another_number_of_ranks(ranks: int, tmp_path: Path)
     (tmp_path / "x").mkdir()
     for rank in range(2):
         part = rows[rank * 4 : rank * 4 + 4]
-        checkpoint._write_part(tmp_path / "x", {"weight/a": torch.zeros(1)}, part, rank, 2)
-    parts = [checkpoint.read_carried(tmp_path / "x", rank, ranks) for rank in range(ranks)]
+        checkpoints._write_part(tmp_path / "x", {"weight/a": torch.zeros(1)}, part, rank, 2)
+    parts = [checkpoints.read_carried(tmp_path / "x", rank, ranks) for rank in range(ranks)]
     assert all(part is not None and len(part) == 8 // ranks for part in parts)
     assert torch.equal(torch.cat([part for part in parts if part is not None]), rows)
 
 
 def test_nothing_is_carried_by_families_that_are_not_ordered(tmp_path: Path) -> None:
-    assert checkpoint.read_carried(write(tmp_path, 1), 0, 1) is None
+    assert checkpoints.read_carried(write(tmp_path, 1), 0, 1) is None
 
 
 def test_the_marker_covers_every_other_file(tmp_path: Path) -> None:

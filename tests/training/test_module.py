@@ -13,10 +13,10 @@ from pretrain.data.prepare import ensure_prepared
 from pretrain.data.store import Store
 from pretrain.data.stream import Corpus, read_shares, training_sources
 from pretrain.models import get_family
+from pretrain.runs.trained import read_tokenizer
 from pretrain.runtime.seeding import seed_of
 from pretrain.train import train
 from pretrain.training.module import Pretraining
-from pretrain.training.trained import load_tokenizer
 from tests.runs import final_weights, metrics, tiny_config
 from tests.training.formulas import clipped, formula
 
@@ -36,7 +36,7 @@ def prepared(config: RunConfig) -> Store:
 
 
 def weights(config: RunConfig) -> dict[str, Tensor]:
-    module = Pretraining(config, load_tokenizer(config, prepared(config)))
+    module = Pretraining(config, read_tokenizer(config, prepared(config)).fetch_tokenizer())
     return {name: p.detach() for name, p in module.model.named_parameters()}
 
 
@@ -58,7 +58,7 @@ def test_public_modules_refuse_the_other_family(corpus: Path, tmp_path: Path) ->
     classes = {"elmo": pretrain.ElmoPretraining, "bert": pretrain.BertPretraining}
     for family, mine in classes.items():
         config = tiny_config(family, corpus, tmp_path)
-        tokenizer = load_tokenizer(config, prepared(config))
+        tokenizer = read_tokenizer(config, prepared(config).fetch_tokenizer())
         assert mine(config, tokenizer).family.kind == family
         (other,) = [theirs for theirs in classes.values() if theirs is not mine]
         with pytest.raises(ValueError, match=f"the config's model.kind is {family}"):
@@ -79,7 +79,7 @@ def plain_loop(config: RunConfig, steps: int) -> Expected:
     store, family = prepared(config), get_family(config.model.kind)
     manifest = store.read_manifest()
     assert manifest is not None
-    tokenizer = load_tokenizer(config, store)
+    tokenizer = read_tokenizer(config, store.fetch_tokenizer())
     maker = family.build_examples(config.model, tokenizer, config.rows_per_lane)
     lanes = config.data.lanes
     reader = Corpus(training_sources(store, manifest, [1.0]), maker, config.seed, lanes)

@@ -8,9 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from pretrain.runtime.run_folder import RunFolder
-from pretrain.training.checkpoint import find_newest
-from pretrain.training.trained import evaluate_run, load_tokenizer
+from pretrain.training.trained import evaluate_run
 
 from pretrain.config.run import RunConfig
 from pretrain.data.prepare import ensure_prepared
@@ -19,8 +17,9 @@ from pretrain.evaluate import evaluate, read_model
 from pretrain.export import export
 from pretrain.models import get_family
 from pretrain.models.family import ModelFolder
+from pretrain.runs.checkpoints import find_newest
+from pretrain.runs.folder import RunFolder
 from pretrain.train import train
-from pretrain.training import checkpoint
 from pretrain.training.callbacks import shares
 from pretrain.training.trainer import build_module
 from tests.conftest import write_corpus
@@ -169,7 +168,7 @@ def test_a_run_starts_from_a_model_folder(family: str, corpus: Path, tmp_path: P
     more = [f"model.initialize_from={model}", "name=second", "tokenizer.vocabulary_size=110"]
     second = tiny_config(family, text, tmp_path, *ONE, *more)
     store = ensure_prepared(second, get_family(family))
-    tokenizer = load_tokenizer(second, store)
+    tokenizer = read_tokenizer(second, store.fetch_tokenizer())
     theirs = replace(read_model(model), config=second.model)  # a model folder says nothing of examples' lengths
     assert theirs.tokenizer is not None
     assert tokenizer.vocabulary_size == theirs.tokenizer.vocabulary_size > 110

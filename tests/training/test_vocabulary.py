@@ -11,8 +11,6 @@ import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
-from pretrain.runtime.run_folder import RunFolder
-from pretrain.training.trained import load_tokenizer
 
 from pretrain.cli import main
 from pretrain.config.load import load_config
@@ -25,6 +23,8 @@ from pretrain.export import export
 from pretrain.models import get_family
 from pretrain.models.elmo.token_embeddings import read_token_embeddings
 from pretrain.prepare import prepare
+from pretrain.runs.folder import RunFolder
+from pretrain.runs.trained import read_tokenizer
 from pretrain.train import train
 from pretrain.training.trainer import build_module
 from tests.runs import metrics, run_cli, tiny_config, tiny_overrides
@@ -71,7 +71,7 @@ def test_a_given_vocabulary(learned: RunConfig, corpus: Path, tmp_path: Path) ->
 def build(config: RunConfig) -> torch.nn.Module:
     """The model that a fresh start trains."""
     store = ensure_prepared(config, get_family(config.model.kind))
-    return build_module(config, load_tokenizer(config, store), fresh=True).model
+    return build_module(config, read_tokenizer(config, store.fetch_tokenizer()), fresh=True).model
 
 
 def test_the_content_of_the_file_decides(learned: RunConfig, corpus: Path, tmp_path: Path) -> None:

@@ -12,8 +12,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from pretrain.runtime.distributed import World
-from pretrain.training.trained import load_tokenizer
 from torch import Tensor
 
 from pretrain.config.models import ElmoConfig
@@ -25,7 +23,9 @@ from pretrain.models.elmo.model import ElmoModel
 from pretrain.models.elmo.objective import draw_candidates
 from pretrain.models.elmo.tokens import SPECIAL_WORDS, WordTokenizer
 from pretrain.models.family import Batch, ModelFolder
+from pretrain.runs.trained import read_tokenizer
 from pretrain.runtime.seeding import seed_of
+from pretrain.runtime.world import World
 from pretrain.train import train
 from pretrain.training.module import Pretraining
 from pretrain.training.trainer import build_loader
@@ -263,7 +263,7 @@ def test_a_step_of_adagrad(corpus: Path, tmp_path: Path, unroll_length: int) -> 
     )
     train(config, stop_after=1)
     store = ensure_prepared(config, FAMILY)
-    tokenizer, manifest = load_tokenizer(config, store), store.read_manifest()
+    tokenizer, manifest = read_tokenizer(config, store.fetch_tokenizer()), store.read_manifest()
     assert manifest is not None
     sources, lanes = training_sources(store, manifest, [1.0]), config.data.lanes
     batch = next(iter(build_loader(config, tokenizer, sources, [(0, 0)] * lanes, World(0, 0, 1, 1)))).tensors
