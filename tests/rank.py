@@ -1,4 +1,4 @@
-"""One rank of several starts, one after another (see `tests.runs.run_on_ranks`)."""
+"""One rank of several starts, one after another (see `tests.tiny.run_on_ranks`)."""
 
 import json
 import sys

@@ -23,7 +23,7 @@ from pretrain.data.stream import Share
 from pretrain.models import FAMILIES, get_family
 from pretrain.runs.trained import read_tokenizer
 from pretrain.runtime.timing import OURS
-from tests.runs import tiny_config, tiny_overrides
+from tests.tiny import tiny_config, tiny_overrides
 
 STEPS = 3
 

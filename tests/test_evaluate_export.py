@@ -28,7 +28,7 @@ from pretrain.runs.held_out import HELD_OUT_ROWS, evaluate_model, read_trained
 from pretrain.runtime.seeding import generator
 from pretrain.train import train
 from tests.conftest import write_corpus
-from tests.runs import metrics, tiny_config
+from tests.tiny import metrics, tiny_config
 
 FAMILIES = ["elmo", "bert"]
 ONE = ["sharding.ranks=1", "sharding.zero_stage=0", "schedule.total_steps=6", "evaluation.every_steps=2"]

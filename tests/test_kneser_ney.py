@@ -20,7 +20,7 @@ from pretrain.runs.folder import RunFolder
 from pretrain.train import train
 from tests.compare_kneser_ney import ORDERS, compare, main
 from tests.kneser_ney import KneserNey, Texts, discounts
-from tests.runs import tiny_config
+from tests.tiny import tiny_config
 
 Gram = tuple[int, ...]
 

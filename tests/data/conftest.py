@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from pretrain.config.run import RunConfig
-from tests.runs import tiny_config
+from tests.tiny import tiny_config
 
 Configure = Callable[..., RunConfig]
 

@@ -15,7 +15,7 @@ from pretrain.data.shards import Shards, read_block
 from pretrain.data.store import Store
 from pretrain.errors import ConfigError, DataError
 from pretrain.models import get_family
-from tests.runs import REPOSITORY, clean_environment, run_cli, tiny_overrides
+from tests.tiny import REPOSITORY, clean_environment, run_cli, tiny_overrides
 
 Configure = Callable[..., RunConfig]
 

@@ -27,7 +27,7 @@ from pretrain.models.bert.export import published_name
 from pretrain.models.loss import LossTerm
 from pretrain.training.trainer import set_up_arithmetic
 from tests.conftest import SHARED, write_corpus
-from tests.runs import tiny_config
+from tests.tiny import tiny_config
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 BERT = SHARED / "bert" / "hf_tiny_bert_pretraining_gelu.safetensors"

@@ -14,7 +14,7 @@ import torch
 from pretrain.runtime.collectives import gather_objects, leave_ranks, max_over_ranks, sum_over_ranks
 from pretrain.runtime.launcher import STOPPED, spawn_ranks
 from pretrain.runtime.world import free_port, rank_environment, world
-from tests.runs import REPOSITORY, clean_environment
+from tests.tiny import REPOSITORY, clean_environment
 
 
 def script(code: str) -> list[str]:

@@ -17,7 +17,7 @@ from pretrain.runs.trained import read_tokenizer
 from pretrain.runtime.seeding import seed_of
 from pretrain.train import train
 from pretrain.training.module import Pretraining
-from tests.runs import final_weights, metrics, tiny_config
+from tests.tiny import final_weights, metrics, tiny_config
 from tests.training.formulas import clipped, formula
 
 FAMILIES = ("elmo", "bert")

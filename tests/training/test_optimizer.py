@@ -12,7 +12,7 @@ from pretrain.config.training import AdagradConfig, AdamWConfig, LambConfig, Opt
 from pretrain.models import get_family
 from pretrain.train import train
 from pretrain.training.optimizer import STATES, Lamb, build_optimizer, empty_states
-from tests.runs import metrics, tiny_config
+from tests.tiny import metrics, tiny_config
 from tests.training.formulas import Adam, formula
 
 RATES = [0.1, 0.2, 0.3, 0.2, 0.1]

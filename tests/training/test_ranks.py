@@ -21,7 +21,7 @@ from pretrain.models import get_family
 from pretrain.runs.checkpoints import find_newest
 from pretrain.runtime.world import rank_environment
 from pretrain.train import train
-from tests.runs import (
+from tests.tiny import (
     REPOSITORY,
     clean_environment,
     final_weights,

@@ -23,7 +23,7 @@ from pretrain.train import train
 from pretrain.training.callbacks import shares
 from pretrain.training.trainer import build_module
 from tests.conftest import write_corpus
-from tests.runs import metrics, run_cli, tiny_config, tiny_overrides
+from tests.tiny import metrics, run_cli, tiny_config, tiny_overrides
 from tests.training.wandb_file import read_wandb
 
 FAMILIES = ("elmo", "bert")

@@ -27,7 +27,7 @@ from pretrain.runs.folder import RunFolder
 from pretrain.runs.trained import read_tokenizer
 from pretrain.train import train
 from pretrain.training.trainer import build_module
-from tests.runs import metrics, run_cli, tiny_config, tiny_overrides
+from tests.tiny import metrics, run_cli, tiny_config, tiny_overrides
 
 ONE = ["sharding.ranks=1", "sharding.zero_stage=0", "schedule.total_steps=2"]
 

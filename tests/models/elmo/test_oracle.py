@@ -30,7 +30,7 @@ from pretrain.train import train
 from pretrain.training.module import Pretraining
 from pretrain.training.trainer import build_loader
 from tests.models.elmo.reference import BACKWARD, BEGIN, END, FORWARD, Floats, ReferenceBilm
-from tests.runs import final_weights, metrics, tiny_config
+from tests.tiny import final_weights, metrics, tiny_config
 
 SENTENCES = (("a", "strange", "dog"), ("b", "c", "b", "e"), ("the",), ("f", "a", "unseen", "a", "d", "e"))
 TOKENIZER = WordTokenizer((*SPECIAL_WORDS, *dict.fromkeys(itertools.chain(*SENTENCES)), "more"))
