@@ -43,7 +43,7 @@ def embed(
     count = words = without_piece = 0
     with _open(input) as file, Hdf5Writer(out) as writer, tqdm(unit=" texts", disable=None) as bar:
         embedder = _load(model, layers)
-        lines = read_lines(file, name)
+        lines = map(str.strip, read_lines(file, name))
         while chunk := list(islice(lines, BATCHES_AT_ONCE * batch_size)):
             texts: list[Text] = [line.split() for line in chunk] if is_split_into_words else list(chunk)
             try:

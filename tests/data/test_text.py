@@ -78,12 +78,16 @@ def test_what_cannot_be_decoded_is_told_with_line_and_byte() -> None:
         (b"PK\x03\x04rest", "not text but a zip archive"),
         (b"%PDF-1.7 ...", "not text but a PDF"),
         (b"PAR1....", "not text but a Parquet file (kind: parquet)"),
-        (b"some\0binary", "not text in utf-8: it holds NUL bytes; is its encoding utf-16?"),
-        ("one\n".encode("utf-16"), "not text in utf-8: it holds NUL bytes; is its encoding utf-16?"),
+        (b"some\0\0\0\0\0\0", "not text in utf-8: it is full of NUL bytes; is its encoding utf-16?"),
+        ("one\n".encode("utf-16"), "not text in utf-8: it is full of NUL bytes; is its encoding utf-16?"),
     ],
 )
 def test_what_is_no_text_is_told(content: bytes, message: str) -> None:
     assert problem(content).startswith(f"a.txt: {message}")
+
+
+def test_a_nul_in_a_text_is_a_character_like_others() -> None:
+    assert lines_of(b"some words and one \0 among them\n") == ["some words and one \0 among them"]
 
 
 def test_a_long_line_takes_linear_time() -> None:
