@@ -17,7 +17,7 @@ import pytest
 from pretrain.data.files import list_files, open_files
 from pretrain.data.text import read_lines
 from pretrain.errors import DataError
-from tests.runs import REPOSITORY, clean_environment
+from tests.tiny import REPOSITORY, clean_environment
 
 
 def write(path: Path, content: bytes = b"x\n") -> Path:
@@ -73,6 +73,7 @@ def test_where_a_relative_path_was_looked_for(tmp_path: Path, monkeypatch: pytes
 
 
 def test_urls_are_listed_alike(tmp_path: Path) -> None:
+    tmp_path = tmp_path / ".here"
     for name in ("README.md", "__old__/b.md", ".scan/e.md", "a.md"):
         write(tmp_path / name)
     url = f"file://{tmp_path}"
