@@ -30,6 +30,7 @@ from pretrain.data.text import first_line, read_lines, split_paragraphs
 from pretrain.errors import DataError
 
 ROWS_AT_A_TIME = 1000
+FIELDS_SHOWN = 20
 Item = TypeVar("Item")
 
 Skipped = Counter[str]
@@ -99,7 +100,8 @@ class _Field:
             raise DataError(f"{where}: a {type(record).__name__}, not an object with a field {self.name!r}")
         if self.name not in record:
             self.skipped["missing"] += 1
-            self._others |= dict.fromkeys(list(record)[:20])
+            if len(self._others) < FIELDS_SHOWN:
+                self._others |= dict.fromkeys(record)
             return None
         self._exists = True
         return next(_texts([record[self.name]], self.name, where, self.skipped), None)
@@ -229,7 +231,7 @@ def _reporting(batches: Iterator[Item], problem: str) -> Iterator[Item]:
 
 def _check_field(where: str, field: str, fields: Iterable[str]) -> None:
     if field not in fields:
-        raise DataError(f"{where}: no field {field!r}; there are {', '.join(sorted(fields)[:20])}")
+        raise DataError(f"{where}: no field {field!r}; there are {', '.join(sorted(fields)[:FIELDS_SHOWN])}")
 
 
 def _texts(values: list[object], field: str, where: str, skipped: Skipped) -> Iterator[str]:
