@@ -18,7 +18,7 @@ from pretrain.models.family import LayerVectors
 class ElmoEncoder(nn.Module):
     """Contextual vectors of words from their characters (Peters et al. 2018, sections 3.1 and 3.2).
 
-    The carried state is one float32 tensor [rows, state_size]: of each direction, layer by layer, output and memory.
+    The carried state is one float32 tensor [rows, state_size]: of each direction, layer by layer, output and cell.
     """
 
     def __init__(self, config: ElmoConfig) -> None:

@@ -45,11 +45,11 @@ def test_the_kernels_agree_with_plain_torch() -> None:
 
 
 def test_a_wrong_kernel_is_found() -> None:
-    def advance(*arguments: object) -> torch.Tensor:
-        return pointwise.advance(*arguments) + 0.01  # type: ignore[arg-type]
+    def cell_forward(*arguments: object) -> torch.Tensor:
+        return pointwise.cell_forward(*arguments) + 0.01  # type: ignore[arg-type]
 
     pointwise.check_kernels(pointwise.PLAIN, torch.device("cpu"))
-    wrong = pointwise.Pointwise("wrong", advance, pointwise.retreat)
+    wrong = pointwise.Pointwise("wrong", cell_forward, pointwise.cell_backward)
     with pytest.raises(ArithmeticError, match="do not agree"):
         pointwise.check_kernels(wrong, torch.device("cpu"))
 

@@ -32,13 +32,13 @@ def naive_lstm(tensors: list[Tensor], clips: Clips) -> tuple[Floats, Floats]:
     cell_clip, projection_clip = (clip or np.inf for clip in clips)
     outputs = np.empty_like(inputs)
     for d, row in itertools.product(range(2), range(inputs.shape[2])):
-        output, memory = state[d, row, :4], state[d, row, 4:]
+        output, cell = state[d, row, :4], state[d, row, 4:]
         for t in range(inputs.shape[1]):
             i, j, f, o = np.split(np.concatenate([inputs[d, t, row], output]) @ weight[d] + bias[d], 4)
-            memory = np.clip(sigmoid(f + 1) * memory + sigmoid(i) * np.tanh(j), -cell_clip, cell_clip)
-            output = np.clip((sigmoid(o) * np.tanh(memory)) @ projection[d], -projection_clip, projection_clip)
+            cell = np.clip(sigmoid(f + 1) * cell + sigmoid(i) * np.tanh(j), -cell_clip, cell_clip)
+            output = np.clip((sigmoid(o) * np.tanh(cell)) @ projection[d], -projection_clip, projection_clip)
             outputs[d, t, row] = output
-        state[d, row] = np.concatenate([output, memory])
+        state[d, row] = np.concatenate([output, cell])
     return outputs, state
 
 
@@ -78,7 +78,7 @@ def test_the_gradient_on_a_bound_passes() -> None:
     tensors = [tensor.detach().zero_() for tensor in make_tensors(torch.float64, positions=1, rows=2)]
     inputs, state, weight, bias, projection = tensors
     state[:, 0, 4:], state[:, 1, 4:] = 0.5, 0.6
-    bias[:, 14:21] = 100  # the forget gate is open: the memory stays as it is
+    bias[:, 14:21] = 100  # the forget gate is open: the cell stays as it is
     projection.fill_(1 / 7)
     state.requires_grad_()
     for run in (reference_lstm, FusedLstm.apply):
@@ -120,7 +120,7 @@ def test_without_gradients_buffers_are_free_at_once(clips: Clips) -> None:
     assert len(recurrence._spare[(2, 7, 3, 28), torch.float64, torch.device("cpu")]) == 1
 
 
-def test_half_precision_keeps_memory_and_gates_in_float32() -> None:
+def test_half_precision_keeps_cells_and_gates_in_float32() -> None:
     torch.manual_seed(6)
     tensors = make_tensors(torch.float32)
     clips = (0.5, 0.5)
@@ -220,12 +220,12 @@ def test_dropout_is_of_every_layers_input_and_of_what_is_added(config: ElmoConfi
         layer.register_forward_hook(lambda _, inputs, outputs: seen.append((inputs[0], outputs[0])))
     inputs, zeros = torch.randn(2, 5, 8, 4), torch.zeros(2, 2, 8, 11)
     outputs, _ = stack(inputs, zeros)
-    for (dropped, said), before, after in zip(seen, (inputs, outputs[0]), outputs, strict=True):
+    for (dropped, output), before, after in zip(seen, (inputs, outputs[0]), outputs, strict=True):
         kept = dropped != 0
         assert 0.3 < kept.float().mean() < 0.7
         torch.testing.assert_close(dropped[kept], 2 * before[kept])
         assert not torch.equal(kept[:, 0], kept[:, 1]), "drawn anew at every position"
-        torch.testing.assert_close(after, said if before is inputs else said + dropped)
+        torch.testing.assert_close(after, output if before is inputs else output + dropped)
     evaluated, _ = stack.eval()(inputs, zeros)
     again, _ = stack(inputs, zeros)
     assert torch.equal(evaluated[1], again[1])
