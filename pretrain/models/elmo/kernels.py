@@ -20,6 +20,11 @@ def _tanh(x):
 
 
 @triton.jit
+def _clip(x, bound):
+    return tl.where(x > bound, bound, tl.where(x < -bound, -bound, x))  # minimum and maximum would take NaN for a bound
+
+
+@triton.jit
 def _cell_forward(
     gates, product, last_cell, cell_unclipped, tanh_cell, cell_output, new_cell,
     gates_stride, product_stride, last_cell_stride, cells_stride, new_cell_stride,
@@ -50,7 +55,7 @@ def _cell_forward(
     offset = direction * cells_stride + row * cells + column
     tl.store(cell_unclipped + offset, cell, inside)
     if HAS_CLIP:
-        cell = tl.minimum(tl.maximum(cell, -clip), clip)
+        cell = _clip(cell, clip)
     tl.store(new_cell + direction * new_cell_stride + row * cells + column, cell, inside)
     tanh = _tanh(cell)
     tl.store(tanh_cell + offset, tanh, inside)
@@ -73,13 +78,13 @@ def _cell_backward(
     tanh, cell = tl.load(tanh_cell + offset, inside), tl.load(cell_unclipped + offset, inside)
     last = tl.load(last_cell + direction * last_cell_stride + row * last_cell_row_stride + column, inside)
     if CLIP_LAST:
-        last = tl.minimum(tl.maximum(last, -clip), clip)
+        last = _clip(last, clip)
     cell_output_gradient += direction * cell_output_stride + row * cells + column
     from_output = tl.load(cell_output_gradient, inside).to(tl.float32)
     cell_gradient += direction * cell_gradient_stride + row * cells + column
     gradient = tl.load(cell_gradient, inside) + from_output * output_gate * (1 - tanh * tanh)
     if HAS_CLIP:
-        gradient = tl.where(tl.abs(cell) <= clip, gradient, 0.0)
+        gradient = tl.where(tl.abs(cell) > clip, 0.0, gradient)  # of NaN it stays NaN
     tl.store(cell_gradient, gradient * forget_gate, inside)
     gates_gradient += direction * gates_gradient_stride + row * 4 * cells + column
     tl.store(gates_gradient, gradient * candidate * input_gate * (1 - input_gate), inside)

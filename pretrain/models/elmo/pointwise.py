@@ -125,7 +125,10 @@ def load_kernels() -> Pointwise:
 
 
 def check_kernels(kernels: Pointwise, device: torch.device) -> None:
-    """Raises ArithmeticError where they do not compute what plain torch does, in float32 and with bfloat16 products."""
+    """Raises ArithmeticError where they do not compute what plain torch does, in float32 and with bfloat16 products.
+
+    Among the numbers is a NaN: a clip that turns it into a bound would hide that training diverges.
+    """
     generator = torch.Generator().manual_seed(0)
 
     def draw(*shape: int) -> Tensor:
@@ -133,6 +136,7 @@ def check_kernels(kernels: Pointwise, device: torch.device) -> None:
 
     for dtype in (torch.float32, torch.bfloat16):
         gates, product, last_cell = draw(2, 3, 40), draw(2, 3, 40).to(dtype), draw(2, 3, 10)
+        last_cell[0, 0, 0] = torch.nan
         cell_output_gradient, next_gradient = draw(2, 3, 10).to(dtype), draw(2, 3, 10)
         results = []
         for pointwise in (PLAIN, kernels):
@@ -148,7 +152,7 @@ def check_kernels(kernels: Pointwise, device: torch.device) -> None:
             results.append([cell, cell_unclipped, tanh_cell, cell_output, gates_gradient, cell_gradient])
         for plain, theirs in zip(*results, strict=True):
             tolerance = 1e-5 if plain.dtype == torch.float32 else 2e-2
-            if not torch.allclose(plain.float(), theirs.float(), rtol=tolerance, atol=tolerance):
+            if not torch.allclose(plain.float(), theirs.float(), rtol=tolerance, atol=tolerance, equal_nan=True):
                 raise ArithmeticError("its kernels do not agree with plain torch")
 
 
@@ -160,13 +164,14 @@ def clip_into(values: Tensor, bound: float, out: Tensor | None = None) -> Tensor
 
 
 def unclip_into(gradient: Tensor, values: Tensor, bound: float, out: Tensor) -> None:
-    """The gradient where the values lie within ±bound or on it, else 0."""
+    """The gradient where the values lie within ±bound or on it, 0 beyond, NaN where they are NaN or infinite."""
     if not bound:
         out.copy_(gradient)
         return
     # hardtanh's gradient is 0 on its bounds as well
     beyond = _next_number(bound, values.dtype)
     _clip_gradient(gradient.to(values.dtype), values, -beyond, beyond, grad_input=out)
+    out.add_(values, alpha=0)  # of NaN it is 0 or the gradient, as the processor's vectors fall
 
 
 @functools.cache

@@ -5,17 +5,23 @@ datasets, one direction after the other. Gates and cells are computed in float32
 """
 
 import math
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from pretrain.config.models import ElmoConfig
+from pretrain.models.elmo.buffers import BufferPool
 from pretrain.models.elmo.pointwise import choose_pointwise, clip_into, unclip_into
 
 Clips = tuple[float, float]
 """cell_clip and projection_clip: bounds on the cell and on the output; 0 means none."""
+
+INFERENCE_BYTES = 2**25
+"""Size of the gates of the positions that are run together without gradients."""
+
+_pool = BufferPool()
 
 
 def reference_lstm(
@@ -64,69 +70,27 @@ def _clip(values: Tensor, bound: float) -> Tensor:
 
 
 class FusedLstm(torch.autograd.Function):
-    """`reference_lstm` without `lengths`, its gradients by hand.
-
-    The loop holds what depends on the last position alone. Forward, the input's product is one matrix product before
-    it; backward, it only finds the gates' gradients, and those of weights and inputs are large products after it.
-    """
+    """`reference_lstm` without `lengths`, its gradients by hand."""
 
     @staticmethod
     def forward(
-        ctx: Any,
-        inputs: Tensor,
-        state: Tensor,
-        weight: Tensor,
-        bias: Tensor,
-        projection: Tensor,
-        clips: Clips,
-        keep: bool = True,
+        ctx: Any, inputs: Tensor, state: Tensor, weight: Tensor, bias: Tensor, projection: Tensor, clips: Clips
     ) -> tuple[Tensor, Tensor]:
-        """inputs [2, T, B, P], state [2, B, P + D] and parameters -> outputs [2, T, B, P], state [2, B, P + D].
-
-        Without `keep` there will be no backward pass, and the buffers are free at once.
-        """
-        directions, positions, rows, size = inputs.shape
-        cells = projection.shape[1]
-        output, cell = torch.split(state, [size, cells], dim=2)
-        output = output.to(inputs.dtype)
-        bias = bias.to(state.dtype, copy=True)
-        bias[:, 2 * cells : 3 * cells] += 1
-        gates = _buffer(directions, positions, rows, 4 * cells, like=state)
-        input_projection = gates.flatten(1, 2)
-        if state.dtype == inputs.dtype:
-            torch.baddbmm(bias[:, None], inputs.reshape(directions, -1, size), weight[:, :size], out=input_projection)
-        else:
-            torch.add(
-                bias[:, None], torch.bmm(inputs.reshape(directions, -1, size), weight[:, :size]), out=input_projection
-            )
-        pointwise = choose_pointwise(inputs.device)
-        # cells before clipping: at a bound, they decide whether the gradient passes
-        cell_unclipped, tanh_cell = (_buffer(directions, positions, rows, cells, like=state) for _ in range(2))
-        cell_output = _buffer(directions, positions, rows, cells, like=inputs)
-        projected = inputs.new_empty(directions, positions, rows, size)
-        outputs = torch.empty_like(projected)
-        for t in range(positions):
-            product = _add_product(gates[:, t], output, weight[:, size:])
-            cell = pointwise.cell_forward(
-                gates[:, t], product, cell, cell_unclipped[:, t], tanh_cell[:, t], cell_output[:, t], clips[0]
-            )
-            torch.bmm(cell_output[:, t], projection, out=projected[:, t])
-            output = clip_into(projected[:, t], clips[1], out=outputs[:, t])
-        after = torch.cat([output.to(state.dtype), cell], dim=2)
-        if keep:
-            ctx.save_for_backward(
-                inputs, state, weight, projection, gates, cell_unclipped, tanh_cell, cell_output, projected, outputs
-            )
-            ctx.clips = clips
-        else:
-            _give_back(gates, cell_unclipped, tanh_cell, cell_output)
-        return outputs, after
+        """inputs [2, T, B, P], state [2, B, P + D] and parameters -> outputs [2, T, B, P], state [2, B, P + D]."""
+        outputs, projected, buffers = _run(inputs, state, weight, bias, projection, clips)
+        cell = clip_into(buffers.cell_unclipped[:, -1], clips[0])
+        ctx.save_for_backward(inputs, state, weight, projection, outputs, projected, *buffers)
+        ctx.clips = clips
+        return outputs, torch.cat([outputs[:, -1].to(state.dtype), cell], dim=2)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, outputs_gradient: Tensor, state_gradient: Tensor) -> tuple[Tensor | None, ...]:
-        """Gradients of `forward`'s tensors. Overwrites the gates, so that autograd refuses a second time."""
-        inputs, state, weight, projection, *buffers, projected, outputs = ctx.saved_tensors
+        """Gradients of `forward`'s tensors. Overwrites the gates, so that autograd refuses a second time.
+
+        The loop only finds the gates' gradients; those of weights and inputs are large products after it.
+        """
+        inputs, state, weight, projection, outputs, projected, *buffers = ctx.saved_tensors
         gates, cell_unclipped, tanh_cell, cell_output = buffers
         clips = ctx.clips
         directions, positions, _, size = inputs.shape
@@ -154,9 +118,57 @@ class FusedLstm(torch.autograd.Function):
         inputs_gradient = (gradient @ weight[:, :size].transpose(1, 2)).view_as(inputs)
         projection_gradient = cell_output.flatten(1, 2).transpose(1, 2) @ projected_gradient.flatten(1, 2)
         bias_gradient = gradient.sum(dim=1, dtype=state.dtype)
-        _give_back(*buffers)
+        _pool.give_back(*buffers)
         carried = torch.cat([output_gradient, cell_gradient], dim=2)
-        return inputs_gradient, carried, weight_gradient, bias_gradient, projection_gradient, None, None
+        return inputs_gradient, carried, weight_gradient, bias_gradient, projection_gradient, None
+
+
+class _Buffers(NamedTuple):
+    """What the gradients of a window need, [2, T, B, D], the gates [2, T, B, 4D]."""
+
+    gates: Tensor
+    """Their activations."""
+    cell_unclipped: Tensor
+    """At a bound, these decide whether the gradient passes."""
+    tanh_cell: Tensor
+    """Of the clipped cell."""
+    cell_output: Tensor
+    """Output gate * tanh_cell, which is projected."""
+
+
+def _run(
+    inputs: Tensor, state: Tensor, weight: Tensor, bias: Tensor, projection: Tensor, clips: Clips
+) -> tuple[Tensor, Tensor, _Buffers]:
+    """Outputs [2, T, B, P], the same before their clip, and the buffers, from the pool and to be given back to it.
+
+    The loop holds what depends on the last position alone; the inputs' product is one matrix product before it.
+    """
+    directions, positions, rows, size = inputs.shape
+    cells = projection.shape[1]
+    output, cell = torch.split(state, [size, cells], dim=2)
+    output = output.to(inputs.dtype)
+    bias = bias.to(state.dtype, copy=True)
+    bias[:, 2 * cells : 3 * cells] += 1
+    gates = _pool.take(directions, positions, rows, 4 * cells, like=state)
+    input_projection = gates.flatten(1, 2)
+    if state.dtype == inputs.dtype:
+        torch.baddbmm(bias[:, None], inputs.reshape(directions, -1, size), weight[:, :size], out=input_projection)
+    else:
+        product = torch.bmm(inputs.reshape(directions, -1, size), weight[:, :size])
+        torch.add(bias[:, None], product, out=input_projection)
+    pointwise = choose_pointwise(inputs.device)
+    cell_unclipped, tanh_cell = (_pool.take(directions, positions, rows, cells, like=state) for _ in range(2))
+    cell_output = _pool.take(directions, positions, rows, cells, like=inputs)
+    projected = inputs.new_empty(directions, positions, rows, size)
+    outputs = torch.empty_like(projected)
+    for t in range(positions):
+        addend = _add_product(gates[:, t], output, weight[:, size:])
+        cell = pointwise.cell_forward(
+            gates[:, t], addend, cell, cell_unclipped[:, t], tanh_cell[:, t], cell_output[:, t], clips[0]
+        )
+        torch.bmm(cell_output[:, t], projection, out=projected[:, t])
+        output = clip_into(projected[:, t], clips[1], out=outputs[:, t])
+    return outputs, projected, _Buffers(gates, cell_unclipped, tanh_cell, cell_output)
 
 
 def _add_product(addend: Tensor, left: Tensor, right: Tensor) -> Tensor | None:
@@ -167,30 +179,47 @@ def _add_product(addend: Tensor, left: Tensor, right: Tensor) -> Tensor | None:
     return None
 
 
+@torch.no_grad()
+def inference_lstm(
+    inputs: Tensor,
+    state: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    projection: Tensor,
+    clips: Clips,
+    lengths: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """`reference_lstm` without gradients, in memory that T does not add to, beyond inputs and outputs.
+
+    It runs over chunks of time, each from the state that the last one left, and over the rows that reach them.
+    """
+    directions, positions, rows, _ = inputs.shape
+    ends = torch.full((rows,), positions) if lengths is None else lengths.cpu()
+    chunk_length = max(1, INFERENCE_BYTES // (directions * rows * bias.shape[1] * state.element_size()))
+    outputs, state = torch.zeros_like(inputs), state.clone()
+    for start in range(0, positions, chunk_length):
+        active = (ends > start).nonzero().flatten()
+        if not len(active):
+            break
+        chunk = inputs[:, start : start + chunk_length, active]
+        chunk_outputs, _, buffers = _run(chunk, state[:, active], weight, bias, projection, clips)
+        real = (ends[active] - start).clamp(max=chunk.shape[1])
+        last = real - 1, torch.arange(len(active))
+        cell = clip_into(buffers.cell_unclipped[:, *last], clips[0])
+        state[:, active] = torch.cat([chunk_outputs[:, *last].to(state.dtype), cell], dim=2)
+        behind = torch.arange(chunk.shape[1])[:, None] >= real
+        chunk_outputs.masked_fill_(behind[:, :, None].to(inputs.device), 0)
+        outputs[:, start : start + chunk_length, active] = chunk_outputs
+        _pool.give_back(*buffers)
+    return outputs, state
+
+
 def fused_lstm(
     inputs: Tensor, state: Tensor, weight: Tensor, bias: Tensor, projection: Tensor, clips: Clips
 ) -> tuple[Tensor, Tensor]:
-    """`FusedLstm`, with types, keeping what a backward pass needs where there can be one."""
-    keep = torch.is_grad_enabled()
-    result: tuple[Tensor, Tensor] = FusedLstm.apply(inputs, state, weight, bias, projection, clips, keep)  # type: ignore[no-untyped-call]
+    """`FusedLstm`, with types."""
+    result: tuple[Tensor, Tensor] = FusedLstm.apply(inputs, state, weight, bias, projection, clips)  # type: ignore[no-untyped-call]
     return result
-
-
-_spare: dict[tuple[Any, ...], list[Tensor]] = {}
-"""Buffers of CPU memory to use again. Above 32 MiB the C library takes memory from the system each time, and its pages
-are cleared when first touched: a tenth of the time of a step."""
-
-
-def _buffer(*shape: int, like: Tensor) -> Tensor:
-    """Memory for a tensor, as it comes; `_give_back` makes it free."""
-    spare = _spare.get((shape, like.dtype, like.device))
-    return spare.pop() if spare else like.new_empty(shape)
-
-
-def _give_back(*buffers: Tensor) -> None:
-    for buffer in buffers:
-        if buffer.device.type == "cpu":
-            _spare.setdefault((tuple(buffer.shape), buffer.dtype, buffer.device), []).append(buffer)
 
 
 class LstmLayer(nn.Module):
@@ -218,6 +247,8 @@ class LstmLayer(nn.Module):
         weight, bias, projection = (tensor.to(dtype) for tensor in (self.weight, self.bias, self.projection))
         inputs = inputs.to(dtype)
         with torch.autocast(kind, enabled=False):
+            if not torch.is_grad_enabled():
+                return inference_lstm(inputs, state, weight, bias, projection, self.clips, lengths)
             if lengths is not None:
                 return reference_lstm(inputs, state, weight, bias, projection, self.clips, lengths)
             return fused_lstm(inputs, state, weight, bias, projection, self.clips)

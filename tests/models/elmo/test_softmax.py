@@ -9,10 +9,10 @@ import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from pretrain.models.elmo import softmax
 from pretrain.models.elmo.softmax import Softmax
+from tests.largest import LargestTensor
 
 Floats = NDArray[np.float64]
 
@@ -114,18 +114,9 @@ def test_sampled_softmax(candidates: list[int]) -> None:
 
 @pytest.mark.parametrize("sampled", [False, True])
 def test_there_are_no_dense_logits(sampled: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    class Largest(TorchDispatchMode):
-        elements = 0
-
-        def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
-            result = func(*args, **(kwargs or {}))
-            if isinstance(result, Tensor):
-                self.elements = max(self.elements, result.numel())
-            return result
-
     monkeypatch.setitem(softmax._LOGITS_AT_ONCE, "cpu", 64 * 32)
     module = Softmax(2000, 4)
-    with Largest() as largest:
+    with LargestTensor() as largest:
         arguments = (torch.arange(32), 40) if sampled else ()
         module(torch.randn(64, 4), torch.randint(0, 2000, (64,)), *arguments).sum().backward()
     assert 64 * 32 <= largest.elements <= 2000 * 4, "a gradient of the weights, but not 64 x 2000 logits"
