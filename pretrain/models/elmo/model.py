@@ -4,12 +4,11 @@ Shapes: N distinct words, C characters of a word, B rows, T positions, P project
 """
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pretrain.config.models import ElmoConfig
 from pretrain.errors import ConfigError
-from pretrain.models.elmo.layers import TokenEncoder
+from pretrain.models.elmo.layers import TokenEncoder, lookup
 from pretrain.models.elmo.recurrence import LstmStack
 from pretrain.models.elmo.softmax import Softmax
 from pretrain.models.family import LayerVectors
@@ -39,7 +38,7 @@ class ElmoEncoder(nn.Module):
         """
         words = self.token_encoder(characters)
         index = torch.stack([forward_index.T, backward_index.T])
-        layers, state = self.run(F.embedding(index, words), carried)
+        layers, state = self.run(lookup(index, words), carried)
         forward, backward = self.dropout(layers[-1]).transpose(1, 2)
         return forward, backward, state.detach()
 
@@ -56,8 +55,8 @@ class ElmoEncoder(nn.Module):
         # each row's own reversal, its padding left in place; it is its own inverse
         reversal = torch.where(positions < lengths[:, None], lengths[:, None] - 1 - positions, positions)
         both = torch.stack([index.T, index.gather(1, reversal).T])
-        layers, state = self.run(F.embedding(both, words), carried, lengths)
-        tokens = F.embedding(index, words)
+        layers, state = self.run(lookup(both, words), carried, lengths)
+        tokens = lookup(index, words)
         in_order = reversal[:, :, None].expand(-1, -1, tokens.shape[2])
         pairs = [(tokens, tokens)]
         for layer in layers:
