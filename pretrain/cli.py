@@ -10,8 +10,10 @@ from typing import Any, Literal, NoReturn
 import click
 
 from pretrain.errors import ConfigError, PretrainError
-from pretrain.runtime.distributed import end_rank, leave_ranks, world
+from pretrain.runtime.collectives import leave_ranks
+from pretrain.runtime.launcher import end_rank
 from pretrain.runtime.logging import set_up_logging
+from pretrain.runtime.world import world
 
 LINES = ["paragraph", "sentence", "wrapped"]
 STATES = "An LSTM's states: carried from sentence to sentence (the default), or reset before each."
@@ -84,18 +86,25 @@ def prepare(config: str, overrides: tuple[str, ...]) -> None:
 @main.command()
 @CONFIG
 @OVERRIDES
-@click.option("--stop-after", type=click.IntRange(min=1), metavar="STEPS", help="End this start after STEPS steps.")
-def train(config: str, overrides: tuple[str, ...], stop_after: int | None) -> None:
-    """Pretrain CONFIG, or resume it where its run folder holds a checkpoint."""
+@click.option(
+    "--stop-after", type=click.IntRange(min=0), metavar="STEPS", help="Train STEPS more steps, save and stop."
+)
+@click.option("--extend", is_flag=True, help="Resume a run with a longer schedule than it began with.")
+def train(config: str, overrides: tuple[str, ...], stop_after: int | None, extend: bool) -> None:
+    """Pretrain CONFIG, or resume it where its run folder holds a checkpoint.
+
+    Ctrl-C and SIGTERM save after the current step, and end with exit code 75: the same command goes on.
+    """
     from pretrain.config.load import load_config
     from pretrain.train import train
 
     launched = world() is not None
-    folder = train(load_config(config, overrides), stop_after)
+    ended = train(load_config(config, overrides), stop_after, extend=extend)
     if launched:
-        end_rank()
+        end_rank(ended.code)
     leave_ranks()
-    click.echo(f"run folder: {folder}")
+    click.echo(f"run folder: {ended.folder}")
+    raise SystemExit(ended.code)
 
 
 @main.command()
@@ -150,15 +159,15 @@ def demo(folder: Path) -> None:
 @OVERRIDES
 @click.option("--steps", type=click.IntRange(min=1), default=3, show_default=True, help="Timed steps.")
 @click.option(
-    "--compiled-peers", is_flag=True, help="Time torch.compile's peers too; compiling takes a minute or more."
+    "--compiled-baselines", is_flag=True, help="Time torch.compile's baselines too; compiling takes a minute or more."
 )
 @click.option("--json", "file", type=click.Path(path_type=Path), metavar="FILE", help="Write all numbers to FILE.")
-def bench(config: str, overrides: tuple[str, ...], steps: int, compiled_peers: bool, file: Path | None) -> None:
-    """Time the training steps of CONFIG in one process, beside those of peers: tokens/s, FLOP/s, memory."""
+def bench(config: str, overrides: tuple[str, ...], steps: int, compiled_baselines: bool, file: Path | None) -> None:
+    """Time the training steps of CONFIG in one process, beside those of baselines: tokens/s, FLOP/s, memory."""
     from pretrain.bench import bench
     from pretrain.config.load import load_config
 
-    result = bench(load_config(config, overrides), steps, compiled=compiled_peers)
+    result = bench(load_config(config, overrides), steps, compiled=compiled_baselines)
     click.echo("\n".join(result.lines()))
     if file is not None:
         file.write_text(json.dumps(result.values(), indent=1) + "\n", encoding="utf-8")

@@ -10,12 +10,23 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from pretrain.config.models import ElmoConfig
+from pretrain.config.objectives import ElmoObjectiveConfig
 from pretrain.models.elmo import export, tokens
+from pretrain.models.elmo.baselines import build_baselines, build_parts
 from pretrain.models.elmo.examples import ElmoExampleMaker
 from pretrain.models.elmo.model import ElmoEncoder, build_model
 from pretrain.models.elmo.objective import ElmoObjective
 from pretrain.models.elmo.token_embeddings import write_token_embeddings
-from pretrain.models.family import Family, LayerVectors, Pieces, Tokenizer
+from pretrain.models.family import (
+    Family,
+    FamilyBaselines,
+    FamilyFormat,
+    FamilyTokenizer,
+    FamilyTraining,
+    LayerVectors,
+    Pieces,
+    Tokenizer,
+)
 
 
 def load_tokenizer(folder: Path) -> tokens.WordTokenizer | None:
@@ -52,43 +63,51 @@ def encode(
     return vectors, state
 
 
-def build_examples(config: ElmoConfig, tokenizer: Tokenizer, rows: int) -> ElmoExampleMaker:
+def build_examples(
+    model: ElmoConfig, objective: ElmoObjectiveConfig, tokenizer: Tokenizer, rows: int
+) -> ElmoExampleMaker:
     """The example maker for `rows` rows of continuous text."""
-    return build_sentences(config, tokenizer, rows, reset=False)
+    return build_sentences(model, objective, tokenizer, rows, reset=False)
 
 
-def build_sentences(config: ElmoConfig, tokenizer: Tokenizer, rows: int, reset: bool) -> ElmoExampleMaker:
+def build_sentences(
+    model: ElmoConfig, objective: ElmoObjectiveConfig, tokenizer: Tokenizer, rows: int, *, reset: bool
+) -> ElmoExampleMaker:
     """As `build_examples`; with `reset`, every sentence of a row starts from zero state."""
-    return ElmoExampleMaker(config, cast(tokens.WordTokenizer, tokenizer), rows, reset=reset)
+    return ElmoExampleMaker(model, objective, cast(tokens.WordTokenizer, tokenizer), rows, reset=reset)
 
 
-def vocabulary_problem(config: ElmoConfig, tokenizer: Tokenizer, counts: NDArray[np.int64]) -> str | None:
+def vocabulary_problem(config: ElmoObjectiveConfig, tokenizer: Tokenizer, counts: NDArray[np.int64]) -> str | None:
     """What is wrong with the vocabulary's order, where words are sampled by it; `counts` as `tokens.order_problem`."""
     return tokens.order_problem(cast(tokens.WordTokenizer, tokenizer), counts) if config.softmax == "sampled" else None
 
 
-def gradient_scale(config: ElmoConfig) -> float:
+def gradient_scale(config: ElmoObjectiveConfig) -> float:
     """The window's length: the original's gradient is a sum over time and a mean over rows."""
     return float(config.unroll_length)
 
 
 FAMILY = Family(
     kind="elmo",
-    ordered=True,
-    learn_tokenizer=tokens.learn,
-    load_tokenizer=load_tokenizer,
-    build_examples=build_examples,
-    build_sentences=build_sentences,
-    build_model=build_model,
-    build_objective=ElmoObjective,
-    gradient_scale=gradient_scale,
-    no_decay=lambda name: True,  # the original decays nothing
     encode=encode,
-    recognises=export.recognises,
-    read=export.read,
-    write=export.write,
-    initialize=export.initialize,
-    export_format="bilm",
-    write_token_embeddings=write_token_embeddings,
-    vocabulary_problem=vocabulary_problem,
+    tokenizer=FamilyTokenizer(learn=tokens.learn, load=load_tokenizer, problem=vocabulary_problem),
+    training=FamilyTraining(
+        ordered=True,
+        build_examples=build_examples,
+        build_sentences=build_sentences,
+        build_model=build_model,
+        build_objective=ElmoObjective,
+        gradient_scale=gradient_scale,
+        no_decay=lambda name: True,  # the original decays nothing
+    ),
+    format=FamilyFormat(
+        name="bilm",
+        recognises=export.recognises,
+        read=export.read,
+        write=export.write,
+        initialize=export.initialize,
+        write_token_embeddings=write_token_embeddings,
+    ),
+    baselines=FamilyBaselines(build=build_baselines, parts=build_parts),
 )
+"""ELMo's record."""

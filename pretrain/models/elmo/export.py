@@ -18,6 +18,7 @@ from pydantic import ValidationError
 from torch import nn
 
 from pretrain.config.models import ElmoConfig, WordsConfig
+from pretrain.config.objectives import ElmoObjectiveConfig
 from pretrain.errors import ExportError
 from pretrain.models.elmo.hdf5 import find_dataset, open_file, read_dataset
 from pretrain.models.elmo.model import ElmoModel
@@ -84,7 +85,7 @@ def read(folder: Path) -> ModelFolder:
     _fill(model, _encoder_datasets(config), weights_path)
     if softmax_path is not None:
         _fill(model, _SOFTMAX_DATASETS, softmax_path)
-    return ModelFolder(model.eval(), tokenizer, config)
+    return ModelFolder(model.eval(), tokenizer, config, ElmoObjectiveConfig(softmax="full"))
 
 
 def write(folder: Path, model_folder: ModelFolder) -> None:
@@ -143,12 +144,12 @@ def read_tokenizer(folder: Path) -> WordTokenizer:
     """
     options_path = _one(folder, "*options.json", "options")
     try:
-        rule = WordsConfig.model_validate(_json(options_path).get("tokenizer", {"words": "whitespace"}))
+        rule = WordsConfig.model_validate(_json(options_path).get("tokenizer", {"word_split": "whitespace"}))
     except ValidationError as error:
         raise ExportError(f"{options_path}: tokenizer.{_first(error)}") from error
     path = _at_most_one(folder, "vocab*.txt")
     vocabulary = SPECIAL_WORDS if path is None else read_vocabulary(path)
-    return WordTokenizer(vocabulary, words=rule.words, lowercase=rule.lowercase)
+    return WordTokenizer(vocabulary, words=rule.word_split, lowercase=rule.lowercase)
 
 
 def _at_most_one(folder: Path, pattern: str) -> Path | None:
@@ -214,7 +215,7 @@ def _config(path: Path) -> ElmoConfig:
     fields |= {field: _lookup(options, key) or 0 for key, field in _OPTIONAL_KEYS.items()}
     try:
         # full, since nothing is sampled from a finished model, and its vocabulary may be smaller than a sample
-        return ElmoConfig.model_validate(fields | {"softmax": "full"}, strict=False)
+        return ElmoConfig.model_validate(fields, strict=False)
     except ValidationError as error:
         raise ExportError(f"{path}: {_first(error)}") from error
 
@@ -243,7 +244,7 @@ def _options(config: ElmoConfig, tokenizer: WordTokenizer) -> dict[str, Any]:
             "n_characters": NUM_CHARACTERS + 1,
             "max_characters_per_token": config.max_characters,
         },
-        "tokenizer": {"words": tokenizer.words, "lowercase": tokenizer.lowercase},
+        "tokenizer": {"word_split": tokenizer.words, "lowercase": tokenizer.lowercase},
     }
 
 

@@ -22,7 +22,7 @@ from pretrain.models.bert.model import BertModel
 from pretrain.models.bert.tokens import SPECIAL, WordPieceTokenizer
 from pretrain.models.family import ModelFolder
 from tests.models.bert.conftest import TINY
-from tests.runs import REPOSITORY, final_weights, tiny_config, tiny_overrides
+from tests.tiny import REPOSITORY, final_weights, tiny_config, tiny_overrides
 
 LETTERS = "abcdefghijklmnopqrstuvwxyz"
 

@@ -86,7 +86,7 @@ def test_what_the_original_trainer_writes(shared_data: SharedData) -> None:
     read = FAMILY.read(shared_data("elmo_fixtures/untrained_es"))
     assert (read.config.cell_size, read.config.projection_size, read.config.num_layers) == (64, 16, 2)
     assert (read.model.encoder.token_encoder.highways[0].carry.bias == -2).all()
-    assert read.model.softmax is None
+    assert read.objective.softmax is None
     assert read.tokenizer is not None and read.tokenizer.vocabulary_size == 3
     assert FAMILY.load_tokenizer(shared_data("elmo_fixtures/untrained_es")) is None
 

@@ -10,7 +10,7 @@ import torch
 
 from pretrain.models.elmo import pointwise
 from pretrain.models.elmo.recurrence import FusedLstm
-from tests.runs import REPOSITORY, clean_environment
+from tests.tiny import REPOSITORY, clean_environment
 
 TRITON = importlib.util.find_spec("triton") is not None
 
