@@ -285,10 +285,10 @@ def _layer_parameters(weights: Weights, direction: int, number: int) -> tuple[Te
     cell = f"RNN_{direction}/RNN/MultiRNNCell/Cell{number}/LSTMCell"
 
     def reordered(values: Tensor) -> Tensor:
-        write, candidate, forget, read = values.chunk(4)
-        return torch.cat([write, forget, candidate, read])
+        input_gate, candidate, forget_gate, output_gate = values.chunk(4)
+        return torch.cat([input_gate, forget_gate, candidate, output_gate])
 
     of_input, of_state = reordered(weights[f"{cell}/W_0"].T).chunk(2, dim=1)
-    write, candidate, forget, read = weights[f"{cell}/B"].chunk(4)
-    bias = torch.cat([write, forget + 1, candidate, read])
+    input_gate, candidate, forget_gate, output_gate = weights[f"{cell}/B"].chunk(4)
+    bias = torch.cat([input_gate, forget_gate + 1, candidate, output_gate])
     return of_input, of_state, bias, weights[f"{cell}/W_P_0"].T
