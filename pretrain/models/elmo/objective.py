@@ -9,10 +9,9 @@ from torch import Tensor, nn
 
 from pretrain.config.objectives import ElmoObjectiveConfig
 from pretrain.errors import ConfigError, ExportError
-from pretrain.models.elmo.examples import IGNORED
 from pretrain.models.elmo.model import ElmoModel
 from pretrain.models.family import Tokenizer
-from pretrain.models.loss import Batch, LossTerm
+from pretrain.models.loss import IGNORE_INDEX, Batch, LossTerm
 
 DIRECTIONS = ("forward", "backward")
 
@@ -71,15 +70,15 @@ class ElmoObjective:
         *tops, carried = model.encoder(batch["characters"], batch["forward_index"], batch["backward_index"], carried)
         terms = {}
         for number, (name, top) in enumerate(zip(DIRECTIONS, tops, strict=True)):
-            targets = batch[f"{name}_targets"].flatten()
+            labels = batch[f"{name}_labels"].flatten()
             candidates: Tensor | None = None
             num_tries = 0
             if self._sampled and model.training:
                 rng = np.random.default_rng([seed, number])
                 ids, num_tries = draw_candidates(rng, self._vocabulary_size, self._num_negatives)
                 candidates = torch.from_numpy(ids)
-                if targets.is_cuda:  # from pinned memory, else the host would wait for the device here
-                    candidates = candidates.pin_memory().to(targets.device, non_blocking=True)
-            losses = model.softmax(top.flatten(0, 1), targets, candidates, num_tries)
-            terms[name] = LossTerm(losses.sum(), (targets != IGNORED).sum(), weight=0.5, losses=losses.detach())
+                if labels.is_cuda:  # from pinned memory, else the host would wait for the device here
+                    candidates = candidates.pin_memory().to(labels.device, non_blocking=True)
+            losses = model.softmax(top.flatten(0, 1), labels, candidates, num_tries)
+            terms[name] = LossTerm(losses.sum(), (labels != IGNORE_INDEX).sum(), weight=0.5, losses=losses.detach())
         return terms, carried
