@@ -121,6 +121,8 @@ class ModelFolder:
     tokenizer: Tokenizer | None
     config: Any
     """The family's model config."""
+    language: str | None = None
+    """The language of the text it was trained on, as `data.language` has it; None where the folder does not say."""
 
 
 @dataclass(frozen=True)
