@@ -1,12 +1,10 @@
-"""`pretrain bench`: how fast a config's training steps are, beside peers doing the same work in the same minutes.
+"""`pretrain bench`: how fast a config's training steps are, beside baselines doing the same work in the same minutes.
 
 A step is forward, backward, clipping and the optimizer's update of `batch.global_size` examples in one process, on
-batches that lie ready on the device. A peer, from `models/<family>/peer.py`, gets the same weights, batches and
-optimizer. Parts of the model, which that file names too, are timed by themselves: forward, and backward to the weights
-and to what the part started from.
+batches that lie ready on the device. A baseline of the family gets the same weights, batches and optimizer. Parts of
+the model are timed by themselves: forward, and backward to the weights and to what the part started from.
 """
 
-import importlib
 import statistics
 import time
 from collections import Counter
@@ -16,7 +14,7 @@ from itertools import islice
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from pretrain.config.run import RunConfig
 from pretrain.data.loader import MicroBatch, StepLoader
@@ -24,8 +22,9 @@ from pretrain.data.prepare import ensure_prepared
 from pretrain.data.store import Store
 from pretrain.data.stream import Corpus, training_sources
 from pretrain.models import get_family
-from pretrain.models.family import Objective, Tokenizer
-from pretrain.models.peers import Absent, Part, Peer, Tensors, Work
+from pretrain.models.baselines import Baseline, Part, Tensors, UnavailableBaseline, Work
+from pretrain.models.family import ModelFolder, Tokenizer
+from pretrain.models.loss import Objective
 from pretrain.runtime.machine import MemoryMeter, device_name, matrix_peaks, seconds_of
 from pretrain.runtime.run_folder import versions
 from pretrain.runtime.seeding import seed_of
@@ -52,10 +51,10 @@ class Bench:
     step: Timing
     parts: list[Timing]
     peak_memory: dict[str, int | None]
-    """Bytes that a contestant's warm-up took at most, by name; None where the system does not tell."""
+    """Bytes that a model's warm-up took at most, by name; None where the system does not tell."""
     losses: dict[str, list[float]]
-    """Of each timed step, by contestant."""
-    absent: list[Absent]
+    """Of each timed step, by model."""
+    unavailable: list[UnavailableBaseline]
 
     def share(self, part: Timing) -> float:
         """The part's share of our step."""
@@ -75,7 +74,7 @@ class Bench:
             "parts": {part.name: part.values() | {"share_of_step": self.share(part)} for part in self.parts},
             "peak_memory": self.peak_memory,
             "losses": self.losses,
-            "absent": {peer.name: peer.reason for peer in self.absent},
+            "unavailable": {baseline.name: baseline.reason for baseline in self.unavailable},
         }
 
     def lines(self) -> list[str]:
@@ -91,8 +90,8 @@ class Bench:
             f"{about['global_size']} examples per step, {about['precision']}, {dropouts}",
             *about["tuning"],
             f"{about['device']}, {about['threads']} threads; matrix products, TFLOP/s: {peaks}",
-            f"{about['steps']} steps of each, in turn; rates are medians over steps, ratios of the peer's time to ours",
-            "FLOPs are the model's own, also where a contestant saves some: their share of the peak may pass 100%",
+            f"{about['steps']} steps of each, in turn; rates are medians over steps, ratios a baseline's time to ours",
+            "FLOPs are the model's own, also where a model saves some: their share of the peak may pass 100%",
             f"reading, one process: {reading}",
             f"step, {self.step.flops_per_token:.3e} FLOPs per token{fill}:",
             *self.step.lines(memory),
@@ -104,14 +103,14 @@ class Bench:
                     *part.lines({}),
                 )
             ),
-            *(f"no peer: {peer.name}: {peer.reason}" for peer in self.absent),
+            *(f"no baseline: {baseline.name}: {baseline.reason}" for baseline in self.unavailable),
         ]
 
 
 def bench(config: RunConfig, steps: int, *, compiled: bool = False) -> Bench:
-    """Measures `steps` steps of `config` and of its peers, in turn, after a warm-up of each; prepares text as needed.
+    """Measures `steps` steps of `config` and its baselines, in turn, after a warm-up of each; prepares text as needed.
 
-    `compiled`: also of the peers that `torch.compile` makes, which takes a minute or more. Raises DataError or
+    `compiled`: also of the baselines that `torch.compile` makes, which takes a minute or more. Raises DataError or
     ConfigError as training would.
     """
     family = get_family(config.model.kind)
@@ -133,21 +132,23 @@ def bench(config: RunConfig, steps: int, *, compiled: bool = False) -> Bench:
 
     model = build_initial_model(config, tokenizer)
     tuning = tune(config, model, device)
-    peers, parts = build_peers(config, model, tokenizer, compiled=compiled)
-    present = [peer for peer in peers if isinstance(peer, Peer)]
-    ours = Peer(OURS, model, family.build_objective(config.model, tokenizer), {part.name: part.ours for part in parts})
-    contestants = [Contestant(config, one, device, batches[:WARM_UP_STEPS]) for one in (ours, *present)]
+    ours = ModelFolder(model, tokenizer, config.model, config.objective)
+    baselines, parts = family.baselines.build(ours, compiled=compiled), family.baselines.parts(model)
+    present = [baseline for baseline in baselines if isinstance(baseline, Baseline)]
+    objective = family.training.build_objective(config.objective, tokenizer)
+    first = Baseline(OURS, model, objective, {part.name: part.ours for part in parts})
+    models = [TimedModel(config, one, device, batches[:WARM_UP_STEPS]) for one in (first, *present)]
     timed = batches[WARM_UP_STEPS:]
-    flops_per_token = config.model.flops_per_token(tokenizer.vocabulary_size, total)
+    flops_per_token = config.flops_per_token(tokenizer.vocabulary_size, total)
     timings = [
         Timing(name, flops, peak, tokens, sequences)
         for name, flops in (("step", flops_per_token), *((part.name, part.flops_per_token) for part in parts))
     ]
     for step in timed:
-        for one in contestants:
+        for one in models:
             timings[0].seconds.setdefault(one.name, []).append(one.train(step))
     for part, timing in zip(parts, timings[1:], strict=True):
-        measure_part(part, timing, contestants, timed)
+        measure_part(part, timing, models, timed)
     about = {
         "name": config.name,
         "kind": config.model.kind,
@@ -170,27 +171,27 @@ def bench(config: RunConfig, steps: int, *, compiled: bool = False) -> Bench:
         about,
         timings[0],
         timings[1:],
-        {one.name: one.peak_memory for one in contestants},
-        {one.name: one.losses for one in contestants},
-        [peer for peer in peers if isinstance(peer, Absent)],
+        {one.name: one.peak_memory for one in models},
+        {one.name: one.losses for one in models},
+        [baseline for baseline in baselines if isinstance(baseline, UnavailableBaseline)],
     )
 
 
-class Contestant:
+class TimedModel:
     """A model in training, warmed up: timed step by step, on the same batches as the others."""
 
-    def __init__(self, config: RunConfig, peer: Peer, device: torch.device, warm_up: Sequence[Step]) -> None:
-        family = get_family(config.model.kind)
-        memory = MemoryMeter(peer.model, device)
-        self.name = peer.name
-        self.parts = peer.parts
+    def __init__(self, config: RunConfig, baseline: Baseline, device: torch.device, warm_up: Sequence[Step]) -> None:
+        family = get_family(config.model.kind).training
+        memory = MemoryMeter(baseline.model, device)
+        self.name = baseline.name
+        self.parts = baseline.parts
         self.losses: list[float] = []
         """Of each step after the warm-up."""
         self._config = config
-        self._model = peer.model.to(device).train()
-        self._objective: Objective = peer.objective
+        self._model = baseline.model.to(device).train()
+        self._objective: Objective = baseline.objective
         self._device = device
-        self._scale = family.gradient_scale(config.model)
+        self._scale = family.gradient_scale(config.objective)
         self._optimizer = build_optimizer(config.optimizer, self._model, family.no_decay)
         self._carried: dict[int, Tensor | None] = {}
         self._step = 0
@@ -220,7 +221,7 @@ class Contestant:
                     self._carried.get(batch.index),
                     seed=seed_of(seed, "objective", self._step),
                 )
-            # a peer may give one mean per micro-batch, under a name that is not counted
+            # a baseline may give one mean per micro-batch, under a name that is not counted
             counts = {name: batch.share.counts.get(name, len(step)) for name in terms}
             loss: Any = sum(term.weight * term.total / max(counts[name], 1) for name, term in terms.items())
             (loss * self._scale).backward()
@@ -253,22 +254,14 @@ class Contestant:
         return torch.autocast(self._device.type, torch.bfloat16, enabled=self._config.precision == "bf16-mixed")
 
 
-def measure_part(part: Part, timing: Timing, contestants: Sequence[Contestant], steps: Sequence[Step]) -> None:
-    """Times a part of each step, all micro-batches of it, by every contestant that has a way of its own."""
-    some = [one for one in contestants if part.name in one.parts]
+def measure_part(part: Part, timing: Timing, models: Sequence[TimedModel], steps: Sequence[Step]) -> None:
+    """Times a part of each step, all micro-batches of it, by every model that has a way of its own."""
+    some = [one for one in models if part.name in one.parts]
     for step in steps:
-        inputs = [contestants[0].inputs(part, batch) for batch in step]
+        inputs = [models[0].inputs(part, batch) for batch in step]
         for one in some:
             seconds = sum(one.run(one.parts[part.name], some_inputs) for some_inputs in inputs)
             timing.seconds.setdefault(one.name, []).append(seconds)
-
-
-def build_peers(
-    config: RunConfig, model: nn.Module, tokenizer: Tokenizer, *, compiled: bool
-) -> tuple[list[Peer | Absent], list[Part]]:
-    """The peers of the config's family with the weights of `model`, and the parts of it."""
-    module: Any = importlib.import_module(f"pretrain.models.{config.model.kind}.peer")
-    return module.build_peers(model, tokenizer, compiled=compiled), module.build_parts(model)
 
 
 def build_loader(config: RunConfig, tokenizer: Tokenizer, store: Store) -> StepLoader:
@@ -276,7 +269,8 @@ def build_loader(config: RunConfig, tokenizer: Tokenizer, store: Store) -> StepL
     manifest = store.read_manifest()
     assert manifest is not None  # the tokenizer was read from it
     lanes = config.data.lanes
-    maker = get_family(config.model.kind).build_examples(config.model, tokenizer, config.rows_per_lane)
+    build_examples = get_family(config.model.kind).training.build_examples
+    maker = build_examples(config.model, config.objective, tokenizer, config.rows_per_lane)
     sources = training_sources(store, manifest, [source.weight for source in config.data.sources])
     return StepLoader(
         Corpus(sources, maker, config.seed, lanes),

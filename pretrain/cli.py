@@ -150,15 +150,15 @@ def demo(folder: Path) -> None:
 @OVERRIDES
 @click.option("--steps", type=click.IntRange(min=1), default=3, show_default=True, help="Timed steps.")
 @click.option(
-    "--compiled-peers", is_flag=True, help="Time torch.compile's peers too; compiling takes a minute or more."
+    "--compiled-baselines", is_flag=True, help="Time torch.compile's baselines too; compiling takes a minute or more."
 )
 @click.option("--json", "file", type=click.Path(path_type=Path), metavar="FILE", help="Write all numbers to FILE.")
-def bench(config: str, overrides: tuple[str, ...], steps: int, compiled_peers: bool, file: Path | None) -> None:
-    """Time the training steps of CONFIG in one process, beside those of peers: tokens/s, FLOP/s, memory."""
+def bench(config: str, overrides: tuple[str, ...], steps: int, compiled_baselines: bool, file: Path | None) -> None:
+    """Time the training steps of CONFIG in one process, beside those of baselines: tokens/s, FLOP/s, memory."""
     from pretrain.bench import bench
     from pretrain.config.load import load_config
 
-    result = bench(load_config(config, overrides), steps, compiled=compiled_peers)
+    result = bench(load_config(config, overrides), steps, compiled=compiled_baselines)
     click.echo("\n".join(result.lines()))
     if file is not None:
         file.write_text(json.dumps(result.values(), indent=1) + "\n", encoding="utf-8")

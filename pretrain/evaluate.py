@@ -104,7 +104,7 @@ def evaluate(
         raise ExportError(f"{target}: no vocabulary, which a loss needs")
     if not data and store is None:
         raise ConfigError(f"{target}: a model folder has no held-out text of its own: give --data")
-    if get_family(folder.config.kind).build_sentences is None:
+    if get_family(folder.config.kind).training.build_sentences is None:
         _refuse(what, folder.config.kind, {"--states": states, "--per-sentence": per_sentence})
     else:
         states = states or "carried"
@@ -122,8 +122,8 @@ def read_model(target: Path) -> ModelFolder:
         raise ConfigError(f"{target}: no such folder")
     for kind in FAMILIES:
         family = get_family(kind)
-        if family.recognises(target):
-            return family.read(target)
+        if family.format.recognises(target):
+            return family.format.read(target)
     raise ConfigError(f"{target}: neither a run folder nor a model folder")
 
 

@@ -28,19 +28,19 @@ def export(
     """
     trained = read_trained(run, checkpoint)
     family = get_family(trained.config.model.kind)
-    if to is not None and to != family.export_format:
-        raise ConfigError(f"--to {to}: a run of model.kind {family.kind} is exported as {family.export_format}")
-    if token_embeddings and family.write_token_embeddings is None:
-        raise ConfigError(f"--token-embeddings: {family.export_format} has no file for them (model.kind {family.kind})")
+    if to is not None and to != family.format.name:
+        raise ConfigError(f"--to {to}: a run of model.kind {family.kind} is exported as {family.format.name}")
+    if token_embeddings and family.format.write_token_embeddings is None:
+        raise ConfigError(f"--token-embeddings: {family.format.name} has no file for them (model.kind {family.kind})")
     out = out or RunFolder(run).export
     if out.exists():
         raise ExportError(f"{out}: exists already; nothing is overwritten: give another --out, or remove it")
     temporary = out.with_name(f".{out.name}.tmp-{os.getpid()}")
     temporary.mkdir(parents=True)
     try:
-        family.write(temporary, trained.folder)
-        if token_embeddings and family.write_token_embeddings is not None:
-            family.write_token_embeddings(temporary, trained.folder)
+        family.format.write(temporary, trained.folder)
+        if token_embeddings and family.format.write_token_embeddings is not None:
+            family.format.write_token_embeddings(temporary, trained.folder)
         (temporary / "README.md").write_text(card(trained, out.name, RunFolder(run), license), encoding="utf-8")
         temporary.rename(out)
     finally:
@@ -61,13 +61,13 @@ def card(trained: Trained, name: str, run: RunFolder, license: str) -> str:
     )
     return f"""---
 license: {license}
-library_name: {family.export_format}
+library_name: {family.format.name}
 tags: [{family.kind}, pretrain]
 ---
 # {config.name}
 
 {family.kind} pretrained by the run `{config.name}`, {trained.step:,} of {config.schedule.total_steps:,} steps of
-{config.batch.global_size:,} examples; {config.model.parameters(_vocabulary(trained)):,} parameters.
+{config.batch.global_size:,} examples; {config.parameters(_vocabulary(trained)):,} parameters.
 
 ## Data
 

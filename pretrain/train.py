@@ -103,9 +103,9 @@ def ready_corpus(config: RunConfig, folder: RunFolder) -> Store:
     store = ensure_prepared(config, family)
     if any(folder.checkpoints.glob("step-*")):
         check_vocabulary(config, Store(folder.prepared()))
-    elif family.vocabulary_problem is not None:
+    elif family.tokenizer.problem is not None:
         tokenizer, counts = load_tokenizer(config, store), store.read_array("unigrams.npy")[0]
-        problem = family.vocabulary_problem(config.model, tokenizer, counts)
+        problem = family.tokenizer.problem(config.objective, tokenizer, counts)
         if problem is not None:
             raise ConfigError(f"{vocabulary_place(config, store)}: {problem}")
     return store

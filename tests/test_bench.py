@@ -32,7 +32,7 @@ STEPS = 3
 def measured(
     request: pytest.FixtureRequest, corpus: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[RunConfig, Bench]:
-    """Steps of one micro-batch without dropout, in which ours and the peers are to say the same."""
+    """Steps of one micro-batch without dropout, in which ours and the baselines are to say the same."""
     root = tmp_path_factory.mktemp("bench")
     config = tiny_config(request.param, corpus, root, "model.dropout=0", "batch.micro_size=32")
     return config, bench(config, STEPS)
@@ -62,7 +62,7 @@ def test_ours_and_the_peers_do_the_same_work(measured: tuple[RunConfig, Bench]) 
     _, result = measured
     ours = result.losses.pop(OURS)
     assert len(set(ours)) == STEPS
-    assert result.losses and not result.absent
+    assert result.losses and not result.unavailable
     for losses in result.losses.values():
         torch.testing.assert_close(losses, ours, rtol=2e-4, atol=1e-5)
 
@@ -78,8 +78,8 @@ def test_numbers_follow_from_each_other(measured: tuple[RunConfig, Bench]) -> No
     assert (step["flops_per_token"] == model.flops_per_token(vocabulary_size)) == (model.kind == "elmo")
     for timing in (step, *values["parts"].values()):
         ours = timing[OURS]
-        assert timing["peers"]
-        for one in (ours, *timing["peers"].values()):
+        assert timing["baselines"]
+        for one in (ours, *timing["baselines"].values()):
             assert len(one["seconds"]) == len(timing["tokens"]) == STEPS
             rates = [tokens / seconds for tokens, seconds in zip(timing["tokens"], one["seconds"], strict=True)]
             assert one["tokens_per_second"] == statistics.median(rates)
@@ -87,9 +87,9 @@ def test_numbers_follow_from_each_other(measured: tuple[RunConfig, Bench]) -> No
             assert one["sequences_per_second"] == (statistics.median(rates) if rates else None)
             assert one["flops_per_second"] == one["tokens_per_second"] * timing["flops_per_token"]
             assert one["share_of_peak"] == one["flops_per_second"] / values["matrix_peak"]["float32"]
-        for peer in timing["peers"].values():
-            ratios = [theirs / mine for theirs, mine in zip(peer["seconds"], ours["seconds"], strict=True)]
-            assert peer["ratio"] == statistics.median(ratios)
+        for baseline in timing["baselines"].values():
+            ratios = [theirs / mine for theirs, mine in zip(baseline["seconds"], ours["seconds"], strict=True)]
+            assert baseline["ratio"] == statistics.median(ratios)
     for part in values["parts"].values():
         shares = [statistics.median(timing[OURS]["seconds"]) for timing in (part, step)]
         assert part["share_of_step"] == shares[0] / shares[1]
@@ -109,7 +109,7 @@ def test_every_number_has_a_line(measured: tuple[RunConfig, Bench]) -> None:
 
 
 def test_parts_of_elmo(measured: tuple[RunConfig, Bench]) -> None:
-    """Which peers do a part in a way of their own."""
+    """Which baselines do a part in a way of their own."""
     config, result = measured
     ways = {part.name: list(part.seconds)[1:] for part in result.parts}
     both = ["AllenNLP's way", "nn.LSTM without clips"]
@@ -164,7 +164,7 @@ def test_without_the_peers_package(corpus: Path, tmp_path: Path, monkeypatch: py
     monkeypatch.setitem(sys.modules, "transformers", None)
     result = bench(config, 1)
     assert list(result.step.seconds) == [OURS]
-    assert result.lines()[-1] == "no peer: transformers BertForPreTraining: transformers is not installed"
+    assert result.lines()[-1] == "no baseline: transformers BertForPreTraining: transformers is not installed"
     values = result.values()
-    assert values["step"]["peers"] == {}
-    assert values["absent"] == {"transformers BertForPreTraining": "transformers is not installed"}
+    assert values["step"]["baselines"] == {}
+    assert values["unavailable"] == {"transformers BertForPreTraining": "transformers is not installed"}

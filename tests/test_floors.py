@@ -150,7 +150,7 @@ def named_families(source: str) -> set[str]:
     return {family for family in FAMILIES for word in words if family in word.lower()}
 
 
-NAMES_FAMILIES = {"config.models", "models", "training.module", "__init__"}
+NAMES_FAMILIES = {"config.models", "config.objectives", "models", "training.module", "__init__"}
 """The models' own config, the one list of families, and the public classes of each."""
 
 

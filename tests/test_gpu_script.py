@@ -47,5 +47,5 @@ def test_every_part_works(tmp_path: Path) -> None:
     assert all(part["exit_code"] == 0 for part in summary.values())
     assert set(summary["sharding"]["sharding"].values()) == {"passed"}
     assert set(BENCH) <= set(summary["bench"]) and set(TRAIN) <= set(summary["train"])
-    assert all(summary["bench"][name]["step"]["peers"] for name in BENCH)
+    assert all(summary["bench"][name]["step"]["baselines"] for name in BENCH)
     assert len(list(out.iterdir())) <= 8 and (out / "loss.png").stat().st_size > 1000

@@ -8,8 +8,9 @@ from typing import Any
 import yaml
 from pydantic import ValidationError
 
+from pretrain.config.base import option_paths
 from pretrain.config.problems import describe_problems
-from pretrain.config.run import RunConfig, with_tokenizer_kind
+from pretrain.config.run import RunConfig, with_kinds
 from pretrain.errors import ConfigError
 
 SHIPPED = (Path(__file__).parents[1] / "configs", Path(__file__).parents[2] / "configs")
@@ -94,11 +95,11 @@ def _override(values: dict[str, Any], override: str) -> None:
 
 def build_config(values: dict[str, Any], where: str) -> RunConfig:
     """A validated config; raises ConfigError with one line per problem, each with its dotted path."""
-    values = with_tokenizer_kind(values)
+    values = with_kinds(values)
     try:
         return RunConfig.model_validate(values)
     except ValidationError as error:
-        lines = describe_problems(values, error.errors())
+        lines = describe_problems(values, error.errors(), list(option_paths(RunConfig)))
         raise ConfigError("\n".join(f"{where}: {line}" for line in lines)) from None
 
 

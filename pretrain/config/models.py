@@ -3,8 +3,6 @@
 Every number a plan needs before torch is imported (parameters, FLOPs) is a method here.
 """
 
-import math
-from collections.abc import Mapping
 from typing import Annotated, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
@@ -28,7 +26,7 @@ class WordsConfig(Section):
     """Most words to learn, with `<S>`, `</S>` and `<UNK>`."""
     minimum_count: PositiveInt = 1
     """A word seen fewer times than this in the training text is not learned."""
-    words: Literal["whitespace", "unicode"] = "unicode"
+    word_split: Literal["whitespace", "unicode"] = "unicode"
     """How raw text is cut: at white space only, or also between letters and punctuation."""
     lowercase: bool = False
     """Whether words are lower-cased before anything else sees them."""
@@ -70,9 +68,6 @@ class ElmoConfig(Section):
 
     decays_weights: ClassVar[bool] = False
     """The original decays nothing."""
-    ways: ClassVar[tuple[str, ...]] = ()
-    """Options that say how the model is computed, and not what."""
-
     kind: Literal["elmo"] = "elmo"
     initialize_from: PathOption | None = None
     """A model folder whose weights this run starts from."""
@@ -102,15 +97,6 @@ class ElmoConfig(Section):
     """Bound on the output; 0 means none."""
     skip_connections: bool = True
     """Whether a layer after the first adds its input to its output."""
-    unroll_length: PositiveInt = 20
-    """Tokens of a row per step (the window of truncated back-propagation)."""
-    streams: Literal["same", "independent"] = "same"
-    """What a row's backward direction reads: the forward one's text, or its block's documents in another order. Losses
-    are sums over rows, so this only decides which texts meet in a step."""
-    softmax: Literal["full", "sampled"] = "sampled"
-    """Training softmax over the whole vocabulary, or over a sample of it."""
-    num_negatives: PositiveInt = 8192
-    """Sampled softmax: candidates drawn per direction and step."""
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -118,11 +104,6 @@ class ElmoConfig(Section):
         if widest > self.max_characters:
             raise ValueError(f"filters has a width of {widest}, more than max_characters ({self.max_characters})")
         return self
-
-    @property
-    def tokens_per_example(self) -> int:
-        """Tokens of one example: a window of one row."""
-        return self.unroll_length
 
     @property
     def dropouts(self) -> dict[str, float]:
@@ -146,10 +127,6 @@ class ElmoConfig(Section):
         cell += self.cell_size * self.projection_size
         return sum(self.token_parts.values()) + 2 * self.num_layers * cell
 
-    def parameters(self, vocabulary_size: int) -> int:
-        """All trained parameters, with the softmax over `vocabulary_size` words."""
-        return self.encoder_parameters() + vocabulary_size * (self.projection_size + 1)
-
     @property
     def flops_by_part(self) -> dict[str, float]:
         """Training FLOPs (forward and backward) per word position, both directions, full convolutions."""
@@ -161,23 +138,12 @@ class ElmoConfig(Section):
         cell = 2 * 2 * self.projection_size * 4 * self.cell_size + 2 * self.cell_size * self.projection_size
         return {"characters": 6.0 * token, "recurrence": 6.0 * self.num_layers * cell}
 
-    def flops_per_token(self, vocabulary_size: int, counts: Mapping[str, float] | None = None) -> float:
-        """As `flops_by_part`, with the softmax over `vocabulary_size` words or the candidates among them.
-
-        All positions cost the same, whatever the `counts` of examples.
-        """
-        candidates = min(self.num_negatives, vocabulary_size) if self.softmax == "sampled" else vocabulary_size
-        return sum(self.flops_by_part.values()) + 6.0 * 2 * self.projection_size * candidates
-
 
 class BertConfig(Section):
     """BERT: Transformer encoder with masked-LM and next-sentence heads (Devlin et al. 2018)."""
 
     decays_weights: ClassVar[bool] = True
     """All but biases and LayerNorm."""
-    ways: ClassVar[tuple[str, ...]] = ("attention", "compile", "activation_checkpointing")
-    """Options that say how the model is computed, and not what."""
-
     kind: Literal["bert"] = "bert"
     initialize_from: PathOption | None = None
     """A model folder whose weights (and tokenizer) this run starts from."""
@@ -202,57 +168,12 @@ class BertConfig(Section):
     """Standard deviation of the truncated-normal initialisation."""
     max_positions: PositiveInt = 512
     """Learned positions: the longest sequence that the model can ever read, in tokens."""
-    max_sequence_length: Annotated[int, Field(ge=8)] = 128
-    """Tokens per training example, with [CLS] and both [SEP]."""
-    next_sentence: bool = True
-    """Whether sequences are pairs of segments, and the model learns whether the second follows the first; otherwise
-    they are full sentences one after the other, also across documents, and there is one loss (RoBERTa)."""
-    mask_probability: Annotated[float, Field(gt=0, lt=1)] = 0.15
-    """Share of a sequence's tokens that are predicted."""
-    whole_word_masking: bool = False
-    """Whether all pieces of a word are predicted, or none."""
-    short_sequence_probability: Probability = 0.1
-    """Share of documents whose pairs are shorter at random."""
-    packing: bool = True
-    """Whether an example is a pack, a row of several sequences that do not see each other; or else it is a sequence."""
-    pack_length: PositiveInt | None = None
-    """Tokens of a pack; `null`: max_sequence_length, which pairs fill to 98%, or eight times as many for full
-    sentences, which are all about as long."""
-
-    attention: Literal["auto", "varlen_fa3", "varlen", "flash_attn", "nested", "masked", "one_by_one"] = "auto"
-    """How packs are read; the result is the same, but for rounding. `auto`: on CUDA the first that works there, in the
-    order given here, on CPU the last. `varlen_fa3` and `varlen`: torch's kernels for sequences on end, with
-    FlashAttention 3 or 2 (16 bits, no dropout); `flash_attn`: the package of that name (16 bits); `nested`: torch's
-    nested tensors; `masked`: whole packs under a mask; `one_by_one`: each sequence by itself."""
-    compile: bool | None = None
-    """Whether layers and heads are compiled with `torch.compile`; `null`: on CUDA where it works, except with
-    `sharding.zero_stage` 3 and `nested` attention, which break the graphs."""
-    activation_checkpointing: bool = False
-    """Whether a layer's inside is computed again in the backward pass instead of being kept: less memory, a third more
-    work."""
 
     @model_validator(mode="after")
     def _check(self) -> Self:
-        problems = []
         if self.hidden_size % self.num_heads:
-            problems.append(f"hidden_size ({self.hidden_size}) is not a multiple of num_heads ({self.num_heads})")
-        length, most = self.max_sequence_length, self.max_positions
-        if length > most:
-            problems.append(f"max_sequence_length ({length}) is more than max_positions ({most})")
-        if self.pack_length is not None and self.pack_length < length:
-            problems.append(f"pack_length ({self.pack_length}) is less than max_sequence_length ({length})")
-        if self.attention != "auto" and not self.packing:
-            problems.append(f"attention is {self.attention}, a way to read packs, and packing is false")
-        if problems:
-            raise ValueError("\n".join(problems))
+            raise ValueError(f"hidden_size ({self.hidden_size}) is not a multiple of num_heads ({self.num_heads})")
         return self
-
-    @property
-    def tokens_per_example(self) -> int:
-        """Most tokens of one example: a full sequence, or a full pack."""
-        if not self.packing:
-            return self.max_sequence_length
-        return self.pack_length or self.max_sequence_length * (1 if self.next_sentence else 8)
 
     @property
     def dropout_of_attention(self) -> float:
@@ -264,39 +185,12 @@ class BertConfig(Section):
         """Every dropout, by its name in words."""
         return {"dropout": self.dropout, "attention dropout": self.dropout_of_attention}
 
-    @property
-    def sequences_per_pack(self) -> int:
-        """Most sequences of a pack: so many that only documents of very short ones ever need more."""
-        return -(-self.tokens_per_example // 16)
-
-    @property
-    def masked_per_pack(self) -> int:
-        """Most predicted tokens of a pack: a twentieth more than its share, since every sequence rounds its own."""
-        return math.ceil(1.05 * self.mask_probability * self.tokens_per_example)
-
-    def parameters(self, vocabulary_size: int) -> int:
-        """All trained parameters, heads included, the decoder tied to the word embeddings."""
+    def encoder_parameters(self, vocabulary_size: int) -> int:
+        """Parameters of the encoder: embeddings and layers."""
         h, i = self.hidden_size, self.intermediate_size
         embeddings = (vocabulary_size + self.max_positions + 2) * h + 2 * h
         layer = 4 * (h * h + h) + (h * i + i) + (i * h + h) + 4 * h
-        masked_words = (h * h + h) + 2 * h + vocabulary_size
-        next_sentence = (h * h + h) + (2 * h + 2) if self.next_sentence else 0
-        return embeddings + self.num_layers * layer + masked_words + next_sentence
-
-    def flops_per_token(self, vocabulary_size: int, counts: Mapping[str, float] | None = None) -> float:
-        """Training FLOPs per real token: 6·N + 12·L·H·S, and the head on predicted tokens only.
-
-        N are the layers' matrices, S the tokens that a token reads. `counts` of examples, as their maker has them, give
-        the means over their tokens; without, sequences are full and `mask_probability` of each is predicted.
-        """
-        if counts is None:
-            length = self.max_sequence_length
-            counts = {"tokens": length, "attended": length * length, "mlm": self.mask_probability * length}
-        h = self.hidden_size
-        dense = self.num_layers * (4 * h * h + 2 * h * self.intermediate_size)
-        attention = 12 * self.num_layers * h * counts["attended"] / counts["tokens"]
-        head = 6 * (h * h + h * vocabulary_size) * counts["mlm"] / counts["tokens"]
-        return 6.0 * dense + attention + head
+        return embeddings + self.num_layers * layer
 
 
 ModelConfig = Annotated[ElmoConfig | BertConfig, Field(discriminator="kind")]

@@ -47,9 +47,9 @@ def plan_run(config: RunConfig, ranks: int) -> Plan:
     """The derived numbers of `config` over `ranks` ranks."""
     words = config.tokenizer.vocabulary_bytes() if isinstance(config.tokenizer, WordsConfig) else None
     vocabulary = config.tokenizer.vocabulary_size if words is None else len(words.rstrip(b"\n").split(b"\n"))
-    parameters = config.model.parameters(vocabulary)
-    tokens = config.batch.global_size * config.model.tokens_per_example
-    flops = config.model.flops_per_token(vocabulary)
+    parameters = config.parameters(vocabulary)
+    tokens = config.batch.global_size * config.objective.tokens_per_example
+    flops = config.flops_per_token(vocabulary)
     return Plan(
         ranks=ranks,
         accumulation=config.accumulation(ranks),

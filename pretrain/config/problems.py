@@ -1,6 +1,7 @@
 """What is wrong with a config, in a user's words: a dotted path, what is expected there, and what was given."""
 
-from collections.abc import Iterable, Mapping
+import difflib
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
 EXPECTED = {
@@ -27,27 +28,61 @@ EXPECTED = {
 }
 """What each of pydantic's errors asks for; the names in braces are the error's own."""
 
+MOVED = {
+    **{
+        f"model.{option}": f"objective.{option}"
+        for option in (
+            "max_sequence_length", "next_sentence", "mask_probability", "whole_word_masking",
+            "short_sequence_probability", "packing", "pack_length", "unroll_length", "softmax", "num_negatives",
+        )
+    },
+    **{f"model.{option}": f"compute.{option}" for option in ("attention", "compile", "activation_checkpointing")},
+    "model.streams": "objective.backward_text",
+    "tokenizer.words": "tokenizer.word_split",
+}  # fmt: skip
+"""Options of version 0.1.0 that have another place or name."""
 
-def describe_problems(values: Any, errors: Iterable[Any]) -> list[str]:
-    """One line per problem of `values`, of pydantic's errors about them, each starting with a dotted path."""
-    lines = [line for error in errors if not _follows(error) for line in _describe(values, error)]
+
+def describe_problems(values: Any, errors: Iterable[Any], options: Collection[str]) -> list[str]:
+    """One line per problem of `values`, of pydantic's errors about them, each starting with a dotted path.
+
+    `options` are the dotted paths that there are, to name the one that was meant.
+    """
+    lines = [line for error in errors if not _follows(error) for line in _describe(values, error, options)]
     return list(dict.fromkeys(lines))
+
+
+def suggest(path: str, options: Collection[str]) -> str:
+    """What to write in the place of an option that does not exist, as the end of a message; nothing where unknown."""
+    if path in MOVED:
+        return f"; it is {MOVED[path]} now"
+    *section, name = (part for part in path.split(".") if not part.isdecimal())
+    if ".".join([*section, name]) in options:
+        return f"; only another {'.'.join([*section, 'kind'])} has it"
+    within = [option for option in options if option.split(".")[:-1] == section]
+    elsewhere = [option for option in options if option.rpartition(".")[2] == name]
+    close = (
+        difflib.get_close_matches(".".join([*section, name]), within, 1, 0.8)
+        or elsewhere
+        or [option for option in options if difflib.get_close_matches(name, [option.rpartition(".")[2]], 1, 0.8)]
+    )
+    return f"; did you mean {close[0]}?" if close else ""
 
 
 def _follows(error: Mapping[str, Any]) -> bool:
     """Whether an error only follows from another one, which says what is wrong."""
-    # A list counts as too short when its items are wrong; the tokenizer's kind, left out, follows from the model's.
-    without_kind = error["type"] == "union_tag_not_found" and error["loc"] == ("tokenizer",)
+    # A list counts as too short when its items are wrong; the kinds of tokenizer and objective follow from the model's.
+    without_kind = error["type"] == "union_tag_not_found" and error["loc"] in (("tokenizer",), ("objective",))
     return without_kind or (error["type"] == "too_short" and bool(error["input"]))
 
 
-def _describe(values: Any, error: Mapping[str, Any]) -> list[str]:
+def _describe(values: Any, error: Mapping[str, Any], options: Collection[str]) -> list[str]:
     kind, context, given = error["type"], error.get("ctx", {}), error["input"]
     path = _path(values, error["loc"], kind)
     if kind == "value_error":
         return [": ".join([*path, line]) for line in str(context["error"]).splitlines()]
     if kind == "extra_forbidden":
-        return [f"{_dotted(path)}: no such option"]
+        return [f"{_dotted(path)}: no such option{suggest(_dotted(path), options)}"]
     if kind == "missing":
         return [f"{_dotted(path)}: missing"]
     if kind == "union_tag_not_found":

@@ -16,7 +16,7 @@ from annotated_types import Ge, Gt, Le, Lt
 from pydantic.fields import FieldInfo
 from pydantic_core import to_jsonable_python
 
-from pretrain.config.base import Section
+from pretrain.config.base import Section, sections_in
 from pretrain.config.run import RunConfig
 
 INTRODUCTION = """\
@@ -42,7 +42,7 @@ def reference() -> str:
 
 def _section(path: str, annotation: Any) -> Iterator[str]:
     """A section's heading and tables, then those of the sections that its options hold."""
-    classes = list(_sections(annotation))
+    classes = list(sections_in(annotation))
     if not classes:
         return
     yield f"## {path}\n"
@@ -54,14 +54,6 @@ def _section(path: str, annotation: Any) -> Iterator[str]:
         for name, field in section.model_fields.items():
             if name != "held_out":  # takes the same sources as `data.sources`
                 yield from _section(f"{path}.{name}", field.annotation)
-
-
-def _sections(annotation: Any) -> Iterator[type[Section]]:
-    """The sections that make up an option's type, at any depth."""
-    if isinstance(annotation, type) and issubclass(annotation, Section):
-        yield annotation
-    for argument in get_args(annotation):
-        yield from _sections(argument)
 
 
 def _table(section: type[Section]) -> Iterator[str]:
@@ -90,7 +82,7 @@ def _type(annotation: Any, metadata: list[Any], name: str) -> str:
     if origin in (Union, UnionType):
         return " or ".join(_type(argument, metadata, name) for argument in arguments)
     if origin is tuple and arguments[-1] is Ellipsis:
-        return f"list of {'[sources](#datasources)' if any(_sections(annotation)) else _type(arguments[0], [], name)}"
+        return f"list of {'[sources](#datasources)' if any(sections_in(annotation)) else _type(arguments[0], [], name)}"
     if origin is tuple:
         return f"[{', '.join(_type(argument, [], name) for argument in arguments)}]"
     return NAMES[annotation] + _bounds(metadata)

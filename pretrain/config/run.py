@@ -1,13 +1,16 @@
 """One run: everything that decides it, and everything that decides how it is carried out."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
 from pretrain.config.base import PathOption, Section
+from pretrain.config.compute import ComputeConfig
 from pretrain.config.data import DataConfig
 from pretrain.config.models import TOKENIZER_OF, ModelConfig, TokenizerConfig
+from pretrain.config.objectives import OBJECTIVE_OF, ObjectiveConfig
 from pretrain.config.training import (
     BatchConfig,
     CheckpointConfig,
@@ -37,13 +40,17 @@ class RunConfig(Section):
     tokenizer: TokenizerConfig
     """How text is cut into tokens."""
     model: ModelConfig
-    """The model."""
+    """The architecture: what an exported folder holds."""
+    objective: ObjectiveConfig
+    """How examples are made and scored; by default what the model's family was published with."""
     batch: BatchConfig
     """Examples per step."""
     optimizer: OptimizerConfig
     """Optimizer and clipping."""
     schedule: ScheduleConfig
     """Length and learning rate."""
+    compute: ComputeConfig = ComputeConfig()
+    """How the model is computed."""
     checkpoint: CheckpointConfig = CheckpointConfig()
     """When the run is saved."""
     evaluation: EvaluationConfig = EvaluationConfig()
@@ -55,8 +62,8 @@ class RunConfig(Section):
 
     @model_validator(mode="before")
     @classmethod
-    def _default_tokenizer(cls, values: Any) -> Any:
-        return with_tokenizer_kind(values)
+    def _default_kinds(cls, values: Any) -> Any:
+        return with_kinds(values)
 
     @model_validator(mode="after")
     def _agree(self) -> Self:
@@ -65,6 +72,10 @@ class RunConfig(Section):
             problems.append("name is prepared, the folder of prepared corpora: choose another")
         if not isinstance(self.tokenizer, TOKENIZER_OF[self.model.kind]):
             problems.append(f"tokenizer.kind is {self.tokenizer.kind}, which model.kind {self.model.kind} cannot read")
+        if self.objective.kind != self.model.kind:
+            problems.append(f"objective.kind is {self.objective.kind}, and model.kind is {self.model.kind}")
+        else:
+            problems += self._objective.problems(self.model, self.compute)
         if self.optimizer.kind == "lamb" and not self.model.decays_weights:
             problems.append(
                 f"optimizer.kind is lamb, which scales what is decayed, and model.kind {self.model.kind} decays nothing"
@@ -77,6 +88,21 @@ class RunConfig(Section):
         if problems:
             raise ValueError("\n".join(problems))
         return self
+
+    @property
+    def _objective(self) -> Any:
+        """The objective; that it is of the model's kind is checked, but no type says so."""
+        return self.objective
+
+    def parameters(self, vocabulary_size: int) -> int:
+        """All trained parameters, for a vocabulary of that size."""
+        count: int = self._objective.parameters(self.model, vocabulary_size)
+        return count
+
+    def flops_per_token(self, vocabulary_size: int, counts: Mapping[str, float] | None = None) -> float:
+        """Training FLOPs (forward and backward) per real token; `counts` are those of examples, where known."""
+        flops: float = self._objective.flops_per_token(self.model, vocabulary_size, counts)
+        return flops
 
     @property
     def folder(self) -> Path:
@@ -104,28 +130,47 @@ class RunConfig(Section):
         """Micro-batches per rank and step."""
         return self.batch.global_size // (self.batch.micro_size * ranks)
 
-    def deciding(self) -> dict[str, Any]:
+    def result_options(self) -> dict[str, Any]:
         """The options that decide the result, by dotted path: a resumed run must have them as it began."""
         values = self.model_dump(mode="json")
-        kept = {
-            key: values[key] for key in ("seed", "precision", "data", "tokenizer", "model", "optimizer", "schedule")
+        kept = {section: values[section] for section in RESULT_SECTIONS}
+        kept["data"] = {
+            option: value for option, value in values["data"].items() if option not in ("workers", "folder")
         }
-        for how in ("workers", "folder"):
-            kept["data"].pop(how)
-        for how in self.model.ways:
-            kept["model"].pop(how)
+        kept["data"]["sources"] = {
+            name: source | {"name": name}
+            for name, source in zip(self.data.source_names(), values["data"]["sources"], strict=True)
+        }
         kept["batch"] = {"global_size": self.batch.global_size}
         return flatten(kept)
 
+    def runtime_options(self) -> dict[str, Any]:
+        """The options that only decide how the run is carried out; they may differ from start to start."""
+        return self.model_dump(mode="json", include=set(RUNTIME_SECTIONS)) | {
+            "micro_size": self.batch.micro_size,
+            "workers": self.data.workers,
+        }
 
-def with_tokenizer_kind(values: Any) -> Any:
-    """`values` of a run with `tokenizer.kind` filled in, where it is left out, with the one that the model reads."""
+
+RESULT_SECTIONS = ("seed", "precision", "tokenizer", "model", "objective", "optimizer", "schedule")
+"""What decides the result, beside `data` (but for its workers and folder) and `batch.global_size`."""
+RUNTIME_SECTIONS = ("deterministic", "compute", "sharding", "checkpoint", "evaluation", "logging")
+"""What only decides how a run is carried out, beside `batch.micro_size` and `data.workers`."""
+
+
+def with_kinds(values: Any) -> Any:
+    """`values` of a run with the kinds of `tokenizer` and `objective` filled in, where left out, from `model.kind`."""
     if not isinstance(values, dict) or not isinstance(values.get("model"), dict):
         return values
-    kind, tokenizer = values["model"].get("kind"), values.get("tokenizer", {})
-    if not isinstance(kind, str) or kind not in TOKENIZER_OF or not isinstance(tokenizer, dict) or "kind" in tokenizer:
+    kind = values["model"].get("kind")
+    if not isinstance(kind, str) or kind not in TOKENIZER_OF:
         return values
-    return values | {"tokenizer": {"kind": TOKENIZER_OF[kind].model_fields["kind"].default} | tokenizer}
+    filled = dict(values)
+    for section, kinds in (("tokenizer", TOKENIZER_OF), ("objective", OBJECTIVE_OF)):
+        options = values.get(section, {})
+        if isinstance(options, dict) and "kind" not in options:
+            filled[section] = {"kind": kinds[kind].model_fields["kind"].default} | options
+    return filled
 
 
 def flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:

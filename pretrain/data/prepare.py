@@ -13,7 +13,7 @@ import contextlib
 import hashlib
 import json
 import logging
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -41,16 +41,12 @@ class TextFamily(Protocol):
     """The part of a family that preparing needs."""
 
     @property
-    def learn_tokenizer(self) -> Callable[[Callable[[], Iterable[str]], Any], Any]:
-        """(texts, config) -> tokenizer."""
+    def tokenizer(self) -> Any:
+        """`learn`: (texts, config) -> tokenizer; `load`: a saved tokenizer, or None."""
 
     @property
-    def load_tokenizer(self) -> Callable[[Path], Any]:
-        """A saved tokenizer, or None."""
-
-    @property
-    def recognises(self) -> Callable[[Path], bool]:
-        """Whether a folder looks like a model of this family."""
+    def format(self) -> Any:
+        """`recognises`: whether a folder looks like a model of this family."""
 
 
 def identity(config: RunConfig) -> dict[str, Any]:
@@ -189,19 +185,19 @@ def _check_start(config: RunConfig, family: TextFamily) -> None:
     if not start.is_dir():
         raise ConfigError(f"model.initialize_from: {start}: no such folder")
     # the config.json of an early BERT does not say what it is
-    if not family.recognises(start) and family.load_tokenizer(start) is None:
+    if not family.format.recognises(start) and family.tokenizer.load(start) is None:
         raise ConfigError(f"model.initialize_from: {start}: holds no model of model.kind {config.model.kind}")
 
 
 def _tokenizer(config: RunConfig, family: TextFamily) -> Any:
     """One with the given words, else that of the model that the run starts from, else one learned from the text."""
     start, given = config.model.initialize_from, _vocabulary(config)
-    tokenizer = None if start is None or given else family.load_tokenizer(start)
+    tokenizer = None if start is None or given else family.tokenizer.load(start)
     if tokenizer is not None:
         return tokenizer
     if not given:
         log.info("learning a vocabulary of at most %d", config.tokenizer.vocabulary_size)
-    return family.learn_tokenizer(lambda: training_sentences(config.data), config.tokenizer)
+    return family.tokenizer.learn(lambda: training_sentences(config.data), config.tokenizer)
 
 
 def _tokenise_source(

@@ -63,13 +63,13 @@ class Embedder:
         """
         folder = Path(folder)
         families = [get_family(kind) for kind in FAMILIES]
-        found = [family for family in families if family.recognises(folder)]
-        names = " and ".join(f"{family.kind} ({family.export_format} format)" for family in found or families)
+        found = [family for family in families if family.format.recognises(folder)]
+        names = " and ".join(f"{family.kind} ({family.format.name} format)" for family in found or families)
         if not found:
             raise ExportError(f"{folder} is no model folder: looked for {names}, found neither")
         if len(found) > 1:
             raise ExportError(f"{folder} holds models of two families, {names}: leave one")
-        read = found[0].read(folder)
+        read = found[0].format.read(folder)
         if read.tokenizer is None:
             raise ExportError(f"{folder} holds a {found[0].kind} model but no tokenizer, which vectors of text need")
         return cls(found[0], read.model, read.tokenizer, device)
@@ -159,7 +159,7 @@ class Embedder:
             raise ValueError(f"output is {output!r}, not one of {', '.join(map(repr, get_args(Output)))}")
         if batch_size < 1:
             raise ValueError(f"batch_size is {batch_size}, less than 1")
-        if stateful and not self._family.ordered:
+        if stateful and not self._family.training.ordered:
             raise ValueError(f"stateful is True, but {self.kind} models carry no state from text to text")
         chosen = self.layer_numbers(layers)
         pooled: dict[int, Vectors] = {}

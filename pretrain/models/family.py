@@ -1,6 +1,6 @@
 """The contract between a family of models and everything else."""
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
@@ -11,10 +11,8 @@ from torch import Tensor, device, dtype, nn
 
 from pretrain.data.blocks import Arrays, Block, Examples
 from pretrain.data.documents import Encoded as Encoded
-from pretrain.models.loss import LossTerm
-
-Batch = Mapping[str, Tensor]
-"""A micro-batch: integer tensors by name."""
+from pretrain.models.baselines import Baseline, Part, UnavailableBaseline
+from pretrain.models.loss import Batch, Objective
 
 
 class LayerVectors(NamedTuple):
@@ -100,18 +98,6 @@ class SentenceMaker(ExampleMaker, Protocol):
         """[tokens]: whether the vocabulary lacks the token, so that its prediction is that of an unknown one."""
 
 
-class Objective(Protocol):
-    """The losses of a batch."""
-
-    def __call__(
-        self, model: nn.Module, batch: Batch, carried: Tensor | None, *, seed: int
-    ) -> tuple[dict[str, LossTerm], Tensor | None]:
-        """Loss terms by name, and the state carried to the rows' next window (None where nothing is carried).
-
-        `seed` keys whatever is drawn on the device and must be the same on every rank; `carried` None means zero state.
-        """
-
-
 @dataclass(frozen=True)
 class ModelFolder:
     """A model folder, read."""
@@ -120,34 +106,57 @@ class ModelFolder:
     """The pretraining model. `model.encoder` gives vectors; it has `max_positions` where it bounds a text's pieces."""
     tokenizer: Tokenizer | None
     config: Any
-    """The family's model config."""
+    """The family's model config: the architecture."""
+    objective: Any
+    """The family's objective config: what the model was trained on, as far as the folder says it."""
     language: str | None = None
     """The language of the text it was trained on, as `data.language` has it; None where the folder does not say."""
 
 
 @dataclass(frozen=True)
-class Family:
-    """One family of models: everything that is true of it alone."""
+class FamilyTokenizer:
+    """How a family's tokenizer comes about."""
 
-    kind: str
+    learn: Callable[[Callable[[], Iterable[str]], Any], Tokenizer]
+    """(texts, tokenizer config) -> tokenizer, a pure function of both; `texts()` may be called more than once."""
+    load: Callable[[Path], Tokenizer | None]
+    """A saved tokenizer; None where the folder holds none."""
+    problem: Callable[[Any, Tokenizer, NDArray[np.int64]], str | None] | None = None
+    """(objective config, tokenizer, how often each id occurs in the training text) -> what makes this vocabulary unfit
+    to train on, in a line; None where nothing does."""
+
+
+@dataclass(frozen=True)
+class FamilyTraining:
+    """How a family is trained."""
+
     ordered: bool
     """Whether examples are windows of rows whose state is carried from step to step."""
-    learn_tokenizer: Callable[[Callable[[], Iterable[str]], Any], Tokenizer]
-    """(texts, tokenizer config) -> tokenizer, a pure function of both; `texts()` may be called more than once."""
-    load_tokenizer: Callable[[Path], Tokenizer | None]
-    """A saved tokenizer; None where the folder holds none."""
-    build_examples: Callable[[Any, Tokenizer, int], ExampleMaker]
-    """(model config, tokenizer, rows per lane) -> example maker; rows is 1 for families that are not ordered."""
-    build_model: Callable[[Any, int], nn.Module]
-    """(model config, vocabulary size) -> freshly initialised pretraining model with an `encoder`."""
+    build_examples: Callable[[Any, Any, Tokenizer, int], ExampleMaker]
+    """(model config, objective config, tokenizer, rows per lane) -> example maker; rows is 1 for families that are not
+    ordered."""
+    build_model: Callable[[Any, Any, int], nn.Module]
+    """(model config, objective config, vocabulary size) -> freshly initialised pretraining model with an `encoder`."""
     build_objective: Callable[[Any, Tokenizer], Objective]
-    """(model config, tokenizer) -> objective."""
+    """(objective config, tokenizer) -> objective."""
     gradient_scale: Callable[[Any], float]
-    """What the loss is multiplied by before its gradient is taken."""
+    """What the loss is multiplied by before its gradient is taken, by the objective config."""
     no_decay: Callable[[str], bool]
     """Whether the parameter of this name is exempt from weight decay."""
-    encode: Callable[..., tuple[LayerVectors, Any]]
-    """(encoder, pieces of several texts, carried) -> (layers aligned with the pieces, carried), without gradients."""
+    build_sentences: Callable[..., SentenceMaker] | None = None
+    """(model config, objective config, tokenizer, rows, reset=…) -> maker for held-out text, of which each sentence
+    starts from zero state if `reset`; None for families that do not predict every word, and carry no state."""
+    select_backends: Callable[[nn.Module, Any, device, dtype, int], list[str]] | None = None
+    """(model, compute config, device, type of matrix products, ZeRO stage) -> lines for the log: settles in place how
+    the model is computed there, not what; raises ConfigError where the config asks for what does not work."""
+
+
+@dataclass(frozen=True)
+class FamilyFormat:
+    """The published format of a family's models."""
+
+    name: str
+    """As `pretrain export --to` spells it."""
     recognises: Callable[[Path], bool]
     """Whether a folder looks like a model of this family."""
     read: Callable[[Path], ModelFolder]
@@ -156,16 +165,29 @@ class Family:
     """Writes one, in the format that the field reads."""
     initialize: Callable[..., list[str]]
     """(model, folder, the model's tokenizer) -> what keeps its fresh values, for the log: parameters, or shares."""
-    export_format: str
-    """The name of the published format, as `pretrain export --to` spells it."""
-    build_sentences: Callable[[Any, Tokenizer, int, bool], SentenceMaker] | None = None
-    """(model config, tokenizer, rows, reset) -> maker for held-out text, of which each sentence starts from zero state
-    if `reset`; None for families that do not predict every word, and carry no state."""
     write_token_embeddings: Callable[[Path, ModelFolder], None] | None = None
     """Adds the token layer of every word of the vocabulary to a model folder, where the format has a file for it."""
-    tune: Callable[[nn.Module, device, dtype, int], list[str]] | None = None
-    """(model, device, type of matrix products, ZeRO stage) -> lines for the log: settles in place how the model is
-    computed there, not what; raises ConfigError where its config asks for what does not work."""
-    vocabulary_problem: Callable[[Any, Tokenizer, NDArray[np.int64]], str | None] | None = None
-    """(model config, tokenizer, how often each id occurs in the training text) -> what makes this vocabulary unfit to
-    train on, in a line; None where nothing does."""
+
+
+@dataclass(frozen=True)
+class FamilyBaselines:
+    """What `pretrain bench` measures a family against."""
+
+    build: Callable[..., list[Baseline | UnavailableBaseline]]
+    """(model folder, compiled=…) -> other implementations with its model's weights; those that `torch.compile` makes
+    only if `compiled`."""
+    parts: Callable[[nn.Module], list[Part]]
+    """What of the model's work is timed by itself."""
+
+
+@dataclass(frozen=True)
+class Family:
+    """One family of models: everything that is true of it alone."""
+
+    kind: str
+    encode: Callable[..., tuple[LayerVectors, Any]]
+    """(encoder, pieces of several texts, carried) -> (layers aligned with the pieces, carried), without gradients."""
+    tokenizer: FamilyTokenizer
+    training: FamilyTraining
+    format: FamilyFormat
+    baselines: FamilyBaselines

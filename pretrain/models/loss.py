@@ -4,13 +4,16 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
-from typing import Any
+from typing import Any, Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from pretrain.errors import DataError
 from pretrain.runtime.distributed import max_over_ranks, sum_over_ranks
+
+Batch = Mapping[str, Tensor]
+"""A micro-batch: integer tensors by name."""
 
 
 @dataclass(frozen=True)
@@ -38,6 +41,18 @@ class LossTerm:
         """`count`, then `correct` and `classes` as far as they are there: int64 [1 to 2 + classes]."""
         parts = (self.count, self.correct, self.classes)
         return torch.cat([part.reshape(-1) for part in parts if part is not None])
+
+
+class Objective(Protocol):
+    """The losses of a batch."""
+
+    def __call__(
+        self, model: nn.Module, batch: Batch, carried: Tensor | None, *, seed: int
+    ) -> tuple[dict[str, LossTerm], Tensor | None]:
+        """Loss terms by name, and the state carried to the rows' next window (None where nothing is carried).
+
+        `seed` keys whatever is drawn on the device and must be the same on every rank; `carried` None means zero state.
+        """
 
 
 @dataclass(frozen=True)

@@ -42,7 +42,7 @@ def quiet_libraries() -> None:
 def ignore_known_warnings() -> None:
     """Third parties' warnings that we have read and cannot act on, each with its reason."""
     known = [
-        # torch's nested tensors, which packs are read with where `model.attention` is `nested`, may change.
+        # torch's nested tensors, which packs are read with where `compute.attention` is `nested`, may change.
         (r".*The PyTorch API of nested tensors is in prototype stage.*", r".*"),
         # DeepSpeed calls deprecated collectives of torch.
         (

@@ -67,7 +67,7 @@ class RunFolder:
             return
         if not self.metrics_file.exists() and not self.checkpoints.exists():
             return
-        ours, theirs = config.deciding(), self.read_config().deciding()
+        ours, theirs = config.result_options(), self.read_config().result_options()
         wrong = [
             f"{self.path}: {key} was {theirs.get(key)!r} when this run began, now it is {ours.get(key)!r}"
             for key in sorted(ours.keys() | theirs.keys())

@@ -1,4 +1,4 @@
-"""How long several contestants took for the same pieces of work, and what follows from it."""
+"""How long several models took for the same pieces of work, and what follows from it."""
 
 import statistics
 from collections.abc import Mapping, Sequence
@@ -10,11 +10,11 @@ OURS = "ours"
 
 @dataclass
 class Timing:
-    """One piece of work, done by several contestants in turn, batch by batch. Tokens are real (unpadded) ones."""
+    """One piece of work, done by several models in turn, batch by batch. Tokens are real (unpadded) ones."""
 
     name: str
     flops_per_token: float
-    """As the model is defined, whatever a contestant computes more or saves."""
+    """As the model is defined, whatever a model computes more or saves."""
     peak: float
     """FLOP/s of matrix products in the run's precision."""
     tokens: list[int] = field(default_factory=list)
@@ -22,14 +22,14 @@ class Timing:
     sequences: list[int] = field(default_factory=list)
     """Of each step, where the tokens make up sequences."""
     seconds: dict[str, list[float]] = field(default_factory=dict)
-    """Of each step, by contestant; ours first."""
+    """Of each step, by model; ours first."""
 
     def rate(self, name: str, amounts: Sequence[int]) -> float:
-        """What a contestant does per second, of the amounts of each step: median over the steps."""
+        """What a model does per second, of the amounts of each step: median over the steps."""
         return statistics.median(n / time for n, time in zip(amounts, self.seconds[name], strict=True))
 
     def ratio(self, name: str) -> float:
-        """How many times as long a contestant takes as ours: median over the steps, each timed in the same moment."""
+        """How many times as long a model takes as ours: median over the steps, each timed in the same moment."""
         return statistics.median(
             theirs / ours for theirs, ours in zip(self.seconds[name], self.seconds[OURS], strict=True)
         )
@@ -41,7 +41,9 @@ class Timing:
             "tokens": self.tokens,
             "sequences": self.sequences,
             OURS: self._values(OURS),
-            "peers": {name: self._values(name) | {"ratio": self.ratio(name)} for name in self.seconds if name != OURS},
+            "baselines": {
+                name: self._values(name) | {"ratio": self.ratio(name)} for name in self.seconds if name != OURS
+            },
         }
 
     def _values(self, name: str) -> dict[str, Any]:

@@ -10,8 +10,8 @@ from pretrain.config.run import RunConfig
 from pretrain.data.loader import MicroBatch
 from pretrain.data.stream import Share
 from pretrain.models import get_family
-from pretrain.models.family import Batch, Tokenizer
-from pretrain.models.loss import LossSums, LossTerm
+from pretrain.models.family import Tokenizer
+from pretrain.models.loss import Batch, LossSums, LossTerm
 from pretrain.runtime.distributed import HostSums
 from pretrain.runtime.seeding import seed_of
 from pretrain.training.optimizer import build_optimizer
@@ -36,7 +36,7 @@ class Pretraining(LightningModule):
         self.config = config
         self.family = get_family(config.model.kind)
         self.model = build_initial_model(config, tokenizer)
-        self.objective = self.family.build_objective(config.model, tokenizer)
+        self.objective = self.family.training.build_objective(config.objective, tokenizer)
         self.step = 0
         self.carried: Tensor | None = None
         self.sums = LossSums()
@@ -74,7 +74,7 @@ class Pretraining(LightningModule):
             self._carry(rows, carried)
         self.sums.add(terms)
         loss: Any = sum(term.weight * term.total / max(self.counts[name], 1) for name, term in terms.items())
-        scaled: Tensor = loss * self.family.gradient_scale(self.config.model) * self._divisors()
+        scaled: Tensor = loss * self.family.training.gradient_scale(self.config.objective) * self._divisors()
         return scaled
 
     def _count_step(self, share: Share) -> None:
@@ -112,7 +112,7 @@ class Pretraining(LightningModule):
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         """The optimizer; its learning rate is set from the step, not by a scheduler."""
-        return build_optimizer(self.config.optimizer, self.model, self.family.no_decay)
+        return build_optimizer(self.config.optimizer, self.model, self.family.training.no_decay)
 
 
 class ElmoPretraining(Pretraining):

@@ -11,8 +11,8 @@ from torch import Tensor
 
 from pretrain.data.blocks import Arrays, Block
 from pretrain.data.stream import PreparedSource, held_out_generator
-from pretrain.models.family import Batch, SentenceMaker
-from pretrain.models.loss import LossTerm, Step
+from pretrain.models.family import SentenceMaker
+from pretrain.models.loss import Batch, LossTerm, Step
 
 DIGITS = 6
 """Decimals of a log-probability; the losses are float32."""

@@ -103,7 +103,7 @@ def build_module(config: RunConfig, tokenizer: Tokenizer, *, fresh: bool) -> Pre
     module = Pretraining(config, tokenizer)
     start = config.model.initialize_from
     if fresh and start is not None:
-        new = module.family.initialize(module.model, start, tokenizer)
+        new = module.family.format.initialize(module.model, start, tokenizer)
         log.info("initialised from %s%s", start, f"; new: {', '.join(new)}" if new else "")
     return module
 
@@ -112,7 +112,8 @@ def build_loader(
     config: RunConfig, tokenizer: Tokenizer, sources: list[PreparedSource], positions: StreamPosition, world: World
 ) -> StepLoader:
     """This rank's micro-batches from `positions` on."""
-    maker = get_family(config.model.kind).build_examples(config.model, tokenizer, config.rows_per_lane)
+    build_examples = get_family(config.model.kind).training.build_examples
+    maker = build_examples(config.model, config.objective, tokenizer, config.rows_per_lane)
     return StepLoader(
         Corpus(sources, maker, config.seed, config.data.lanes),
         rank_lanes(config, world.rank, world.size),
@@ -129,7 +130,7 @@ def held_out_measure(config: RunConfig, tokenizer: Tokenizer, sources: list[Prep
     blocks = held_out_blocks(sources, config.evaluation.blocks)
     if not blocks:
         return None
-    batches_of = held_out_batches(config.model, tokenizer, sources)
+    batches_of = held_out_batches(config.model, config.objective, tokenizer, sources)
     if not any(batches_of(block) for block in blocks):  # before hours of training, not after them
         raise DataError(f"data.held_out is {config.data.held_out}: that text is too little for one example")
 

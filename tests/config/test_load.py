@@ -6,8 +6,11 @@ from typing import Any
 import pytest
 import yaml
 
+from pretrain.config.base import option_paths
 from pretrain.config.load import dump_config, load_config
 from pretrain.config.models import BertConfig, ElmoConfig
+from pretrain.config.objectives import BertObjectiveConfig, ElmoObjectiveConfig
+from pretrain.config.problems import MOVED
 from pretrain.config.run import RunConfig
 from pretrain.config.training import AdagradConfig, AdamWConfig, LambConfig
 from pretrain.errors import ConfigError
@@ -50,7 +53,10 @@ def test_the_original_recipe(name: str) -> None:
     optimizer, model = config.optimizer, config.model
     assert (optimizer.peak_learning_rate, optimizer.initial_accumulator, optimizer.clip_norm) == (0.2, 1.0, 10.0)
     assert (config.schedule.decay, config.schedule.warmup_steps) == ("constant", 0)
-    assert (model.softmax, model.num_negatives, model.unroll_length, model.dropout) == ("sampled", 8192, 20, 0.1)
+    objective = config.objective
+    assert isinstance(objective, ElmoObjectiveConfig)
+    assert (objective.softmax, objective.num_negatives, objective.unroll_length) == ("sampled", 8192, 20)
+    assert model.dropout == 0.1
     assert (model.num_layers, model.cell_clip, model.projection_clip, model.skip_connections) == (2, 3, 3, True)
     assert (model.activation, model.character_embedding_size, model.max_characters) == ("relu", 16, 50)
     assert config.batch.global_size == 3 * 128 and config.precision == "32-true"
@@ -81,15 +87,17 @@ def test_the_recipes_of_bert(
     """What each source gives, warm-ups in its own terms: steps, or a share of them; and where they can be trained."""
     config = load_config(f"configs/bert/{name}.yaml")
     optimizer, model, schedule = config.optimizer, config.model, config.schedule
+    objective = config.objective
     assert isinstance(optimizer, AdamWConfig | LambConfig) and isinstance(model, BertConfig)
+    assert isinstance(objective, BertObjectiveConfig)
     assert (optimizer.beta1, optimizer.beta2, optimizer.clip_norm) == (*betas, clip_norm)
     assert (optimizer.epsilon, optimizer.weight_decay, optimizer.peak_learning_rate) == (1e-6, 0.01, rate)
     assert optimizer.bias_correction == (not name.startswith("base"))
-    assert config.batch.global_size * model.tokens_per_example == sequences * length
-    assert (model.max_sequence_length, model.max_positions, schedule.total_steps) == (length, 512, steps)
+    assert config.batch.global_size * objective.tokens_per_example == sequences * length
+    assert (objective.max_sequence_length, model.max_positions, schedule.total_steps) == (length, 512, steps)
     assert schedule.warmup_steps == pytest.approx(warm_up * (steps if warm_up < 1 else 1), abs=1)
     assert schedule.power == (0.5 if optimizer.kind == "lamb" else None)
-    assert model.next_sentence == (name not in ("roberta-base", "large-24h"))
+    assert objective.next_sentence == (name not in ("roberta-base", "large-24h"))
     assert (model.dropout, model.dropout_of_attention) == (0.1, 0.0 if name == "large-24h" else 0.1)
     most = {"base-128": 4, "base-512": 8, "large-24h": 16}.get(name, 64)
     assert not any(config.rank_problems(ranks) for ranks in (1, 2, 4, 8, 16, 32, 64) if ranks <= most)
@@ -112,11 +120,13 @@ def test_the_two_phases_of_bert_base_are_on_one_line() -> None:
 
 
 def test_every_problem_is_told_at_once_with_its_path_and_value() -> None:
-    assert problems("seed=true", "data.lanes=8.0", "model.dropuot=1", "tokenizer.words=all", "batch.micro_size=0") == [
+    assert problems(
+        "seed=true", "data.lanes=8.0", "model.dropuot=1", "tokenizer.word_split=all", "batch.micro_size=0"
+    ) == [
         "seed: must be a whole number (given: True)",
         "data.lanes: must be a whole number (given: 8.0)",
-        "tokenizer.words: must be 'whitespace' or 'unicode' (given: 'all')",
-        "model.dropuot: no such option",
+        "tokenizer.word_split: must be 'whitespace' or 'unicode' (given: 'all')",
+        "model.dropuot: no such option; did you mean model.dropout?",
         "batch.micro_size: must be more than 0 (given: 0)",
     ]
 
@@ -130,7 +140,10 @@ def test_every_problem_is_told_at_once_with_its_path_and_value() -> None:
         ("data.sources=[{files: a}]", ["data.sources.0.kind: missing"]),
         ("data.sources=[{kind: text, files: []}]", ["data.sources.0.files: must not be empty (given: [])"]),
         ("data.sources=[{kind: text, files: [a, 3]}]", ["data.sources.0.files.1: must be text (given: 3)"]),
-        ("data.sources=[{kind: text, files: a, feild: b}]", ["data.sources.0.feild: no such option"]),
+        (
+            "data.sources=[{kind: text, files: a, feild: b}]",
+            ["data.sources.0.feild: no such option; did you mean data.sources.field?"],
+        ),
         (
             "data.sources=[{kind: text, files: {a: 1}}]",
             ["data.sources.0.files: must be text (given: a section of options)"],
@@ -159,7 +172,7 @@ def test_every_problem_is_told_at_once_with_its_path_and_value() -> None:
         ("name=a/b", ["name: does not match ^[A-Za-z0-9_-][A-Za-z0-9_.-]{0,99}$ (given: 'a/b')"]),
         ("tokenizer.lowercase=yes", ["tokenizer.lowercase: must be true or false (given: 'yes')"]),
         ("optimizer.peak_learning_rate=.nan", ["optimizer.peak_learning_rate: must be a finite number (given: nan)"]),
-        ("optimizer.beta1=0.5", ["optimizer.beta1: no such option"]),
+        ("optimizer.beta1=0.5", ["optimizer.beta1: no such option; only another optimizer.kind has it"]),
         ("optimizer={kind: adamw}", ["optimizer.peak_learning_rate: missing"]),
         ("batch=null", ["batch: must be a section of options (given: None)"]),
         ("sharding.ranks=many", ["sharding.ranks: must be 'auto' (given: 'many')"]),
@@ -176,11 +189,25 @@ def test_contradictions_are_told_one_a_line() -> None:
         "batch.global_size (30) is not a multiple of batch.micro_size (7)",
     ]
     assert problems("tokenizer={kind: wordpiece}") == ["tokenizer.kind is wordpiece, which model.kind elmo cannot read"]
-    sizes = ("model.hidden_size=128", "model.num_heads=3", "model.max_positions=128", "model.max_sequence_length=500")
+    sizes = (
+        "model.hidden_size=128",
+        "model.num_heads=3",
+        "model.max_positions=128",
+        "objective.max_sequence_length=500",
+    )
     assert problems(*sizes, path=BERT) == [
         "model: hidden_size (128) is not a multiple of num_heads (3)",
-        "model: max_sequence_length (500) is more than max_positions (128)",
     ]
+    assert problems(
+        "objective.max_sequence_length=500", "compute.attention=masked", "objective.packing=false", path=BERT
+    ) == [
+        "objective.max_sequence_length (500) is more than model.max_positions (128)",
+        "compute.attention is masked, for packs, and objective.packing is false",
+    ]
+    assert problems("compute.compile=true") == [
+        "compute.compile is True: model.kind elmo has no use for it: leave null"
+    ]
+    assert problems("objective={kind: bert}") == ["objective.kind is bert, and model.kind is elmo"]
 
 
 def test_contradictions_of_lamb() -> None:
@@ -191,9 +218,11 @@ def test_contradictions_of_lamb() -> None:
         "optimizer.kind is lamb, which scales what is decayed, and model.kind elmo decays nothing"
     ]
     assert problems("optimizer={kind: adamw, peak_learning_rate: 1, max_trust_ratio: 1}", path=BERT) == [
-        "optimizer.max_trust_ratio: no such option"
+        "optimizer.max_trust_ratio: no such option; only another optimizer.kind has it"
     ]
-    assert problems("optimizer.bias_correction=false") == ["optimizer.bias_correction: no such option"]
+    assert problems("optimizer.bias_correction=false") == [
+        "optimizer.bias_correction: no such option; only another optimizer.kind has it"
+    ]
 
 
 def test_mistaken_overrides_are_told_together() -> None:
@@ -288,8 +317,50 @@ def test_a_name_that_is_no_folder_of_its_own_is_refused(name: str) -> None:
 
 def test_how_a_bert_is_computed_may_change_when_a_run_is_resumed() -> None:
     """And what it computes may not."""
-    decided = load_config(BERT).deciding()
-    how = ["model.attention=nested", "model.compile=true", "model.activation_checkpointing=true"]
-    assert load_config(BERT, how).deciding() == decided
-    changed = load_config(BERT, ["model.attention_dropout=0"]).deciding()
+    decided = load_config(BERT).result_options()
+    how = ["compute.attention=nested", "compute.compile=true", "compute.activation_checkpointing=true"]
+    assert load_config(BERT, how).result_options() == decided
+    changed = load_config(BERT, ["model.attention_dropout=0"]).result_options()
     assert {key for key in decided if changed[key] != decided[key]} == {"model.attention_dropout"}
+
+
+@pytest.mark.parametrize(
+    ("path", "override", "now"),
+    [
+        (BERT, "model.max_sequence_length=64", "objective.max_sequence_length"),
+        (BERT, "model.attention=masked", "compute.attention"),
+        (ELMO, "model.streams=same", "objective.backward_text"),
+        (ELMO, "model.unroll_length=20", "objective.unroll_length"),
+        (ELMO, "tokenizer.words=unicode", "tokenizer.word_split"),
+    ],
+)
+def test_an_option_that_moved_names_its_new_place(path: str, override: str, now: str) -> None:
+    assert problems(override, path=path) == [f"{override.partition('=')[0]}: no such option; it is {now} now"]
+
+
+def test_every_option_that_moved_leads_to_one_that_is_there() -> None:
+    there = set(option_paths(RunConfig))
+    assert set(MOVED.values()) <= there and not set(MOVED) & there
+
+
+@pytest.mark.parametrize(
+    ("override", "meant"),
+    [
+        ("total_steps=10", "schedule.total_steps"),
+        ("schedule.totl_steps=10", "schedule.total_steps"),
+        ("schedule.global_size=8", "batch.global_size"),
+        ("data.lane=8", "data.lanes"),
+    ],
+)
+def test_a_misspelt_or_misplaced_option_names_the_one_that_was_meant(override: str, meant: str) -> None:
+    assert problems(override) == [f"{override.partition('=')[0]}: no such option; did you mean {meant}?"]
+
+
+def test_sources_in_another_order_are_the_same_run() -> None:
+    first = "{kind: text, files: a, name: a, weight: 2}"
+    second = "{kind: text, files: b, name: b}"
+    one, other = (
+        load_config(ELMO, [f"data.sources=[{', '.join(order)}]"]).result_options()
+        for order in ((first, second), (second, first))
+    )
+    assert one == other

@@ -7,6 +7,7 @@ import torch
 
 from pretrain.config.load import load_config
 from pretrain.config.models import BertConfig, ElmoConfig
+from pretrain.config.objectives import BertObjectiveConfig
 from pretrain.config.plan import plan_run
 from pretrain.models import FAMILIES, get_family
 from tests.runs import REPOSITORY
@@ -19,7 +20,7 @@ def test_parameters_are_those_of_the_model_that_is_built(kind: str) -> None:
     # a multiple of 64: rows that fill BERT's word matrix up to one are not counted
     config = load_config(f"configs/{kind}/demo.yaml", ["tokenizer.vocabulary_size=6400"])
     with torch.device("meta"):
-        model = get_family(kind).build_model(config.model, config.tokenizer.vocabulary_size)
+        model = get_family(kind).training.build_model(config.model, config.objective, config.tokenizer.vocabulary_size)
     built = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
     assert plan_run(config, 2).parameters == built
 
@@ -99,24 +100,23 @@ def test_flops_of_published_sizes_of_bert(length: int, large: float, base: float
         base: BertConfig(),
     }
     for expected, model in models.items():
-        assert model.flops_per_token(30_522, counts) / 1e9 == pytest.approx(expected, abs=6e-4)
+        assert BertObjectiveConfig().flops_per_token(model, 30_522, counts) / 1e9 == pytest.approx(expected, abs=6e-4)
 
 
 def test_flops_of_planned_and_of_real_sequences() -> None:
     """2 layers of 12·8² weights each; a predicted token costs 6·(8² + 8·100), and one that reads s tokens 12·2·8·s."""
-    model = BertConfig(
-        hidden_size=8, num_layers=2, num_heads=2, intermediate_size=32, max_sequence_length=64, mask_probability=0.25
-    )
+    model = BertConfig(hidden_size=8, num_layers=2, num_heads=2, intermediate_size=32)
+    objective = BertObjectiveConfig(max_sequence_length=64, mask_probability=0.25)
     layers, head = 6 * 2 * 12 * 64, 6 * (64 + 800)
-    assert model.flops_per_token(100) == layers + 192 * 64 + 0.25 * head
+    assert objective.flops_per_token(model, 100) == layers + 192 * 64 + 0.25 * head
     counts = {"tokens": 50, "attended": 40**2 + 10**2, "mlm": 7}
-    assert model.flops_per_token(100, counts) == pytest.approx(layers + 192 * 34 + 0.14 * head)
+    assert objective.flops_per_token(model, 100, counts) == pytest.approx(layers + 192 * 34 + 0.14 * head)
 
 
 FIXED = (
     "data.lanes=8",
     "batch={global_size: 32, micro_size: 8}",
-    "model.max_sequence_length=64",
+    "objective.max_sequence_length=64",
     "schedule.total_steps=300",
     "optimizer={kind: adamw, peak_learning_rate: 1e-3}",
     "precision=32-true",
@@ -151,12 +151,15 @@ def test_what_ranks_a_run_can_be_spread_over() -> None:
 
 def test_what_decides_a_run_and_what_does_not() -> None:
     path = "configs/bert/demo.yaml"
-    decided = load_config(path, FIXED).deciding()
+    decided = load_config(path, FIXED).result_options()
     free = ["data.workers=2", "data.folder=x", "batch.micro_size=4", "sharding.zero_stage=0", "run_root=elsewhere"]
-    assert load_config(path, [*FIXED, *free, "logging.every_steps=3", "checkpoint.keep_last=1"]).deciding() == decided
+    assert (
+        load_config(path, [*FIXED, *free, "logging.every_steps=3", "checkpoint.keep_last=1"]).result_options()
+        == decided
+    )
     changed = load_config(
         path, [*FIXED, "seed=2", "data.lanes=4", "model.dropout=0", "batch.global_size=64"]
-    ).deciding()
+    ).result_options()
     assert {key for key in decided if decided[key] != changed[key]} == {
         "seed",
         "data.lanes",

@@ -49,7 +49,7 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 
 def test_everything_is_prepared_once(configure: Configure, corpus: Path) -> None:
-    config = configure("tokenizer.words=whitespace")
+    config = configure("tokenizer.word_split=whitespace")
     store = prepared(config)
     words = words_of(store, "train") + words_of(store, "held_out")
     assert sorted(words) == sorted(corpus.read_text().split())
@@ -76,7 +76,12 @@ def test_the_report_of_a_corpus_counted_by_hand(configure: Configure, tmp_path: 
     """
     path = tmp_path / "hand.txt"
     path.write_text(f"a b a c. d a\n\nb e\n\nb {'x' * 60} a\n", encoding="utf-8")
-    options = ("data.held_out=0", "tokenizer.minimum_count=2", "tokenizer.words=whitespace", "data.block_tokens=64")
+    options = (
+        "data.held_out=0",
+        "tokenizer.minimum_count=2",
+        "tokenizer.word_split=whitespace",
+        "data.block_tokens=64",
+    )
     manifest = manifest_of(configure(*options, files=path))
     assert manifest["train"][0]["counts"] == {  # type: ignore[index]
         "documents": 3,

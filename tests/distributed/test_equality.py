@@ -113,7 +113,7 @@ def test_four_ranks_equal_one_process(corpus: Path, tmp_path: Path) -> None:
         plain("bert", corpus, tmp_path, "adagrad", name, "sharding.ranks=4", f"batch.micro_size={micro_size}", *more)
         for name, micro_size, more in (
             ("ddp", 2, ["sharding.zero_stage=0"]),
-            ("zero3", 8, ["sharding.zero_stage=3", "model.activation_checkpointing=true"]),
+            ("zero3", 8, ["sharding.zero_stage=3", "compute.activation_checkpointing=true"]),
         )
     ]
     ensure_prepared(reference, get_family("bert"))
@@ -126,7 +126,7 @@ def test_four_ranks_equal_one_process(corpus: Path, tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_full_softmax_and_independent_streams(corpus: Path, tmp_path: Path) -> None:
     """Its backward pass reads the weights a second time, which ZeRO 3 has let go of by then."""
-    options = ["model.softmax=full", "model.streams=independent"]
+    options = ["objective.softmax=full", "objective.backward_text=independent"]
     one = ["sharding.ranks=1", "sharding.zero_stage=0", "batch.micro_size=32"]
     reference = plain("elmo", corpus, tmp_path, "adagrad", "one", *one, *options)
     split = ["sharding.ranks=2", "sharding.zero_stage=3", "batch.micro_size=4"]

@@ -5,7 +5,7 @@
 #   tests/gpu/run.sh OUT machine bench                    less than 580
 #
 # Without names of parts it does them all.
-# Run from anywhere; needs Python with the packages of `.[train]`, pytest, pytest-timeout and, for the peers,
+# Run from anywhere; needs Python with the packages of `.[train]`, pytest, pytest-timeout and, for the baselines,
 # transformers. PYTHON names the interpreter. No network: the text is Python's own documentation.
 #
 # Taken along where they lie in the checkout (both folders are ignored by git):

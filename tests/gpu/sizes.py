@@ -7,14 +7,14 @@ from tests.runs import TINY
 
 FAST = "model.attention_dropout=0"
 """CUDA's quickest kernels for packs have none."""
-COMPILED = "--compiled-peers"
+COMPILED = "--compiled-baselines"
 SMALL = [  # a BERT that two minutes teach something
     "model.num_layers=6", "batch.global_size=128", "batch.micro_size=128", "precision=bf16-mixed",
     "schedule.total_steps=1500", "schedule.warmup_steps=150",
 ]  # fmt: skip
 MEDIUM = [  # an ELMo likewise
     "tokenizer.vocabulary_size=50000", "model.num_highways=2", "model.cell_size=1024", "model.projection_size=128",
-    "model.num_negatives=4096", "batch.global_size=128", "batch.micro_size=128",
+    "objective.num_negatives=4096", "batch.global_size=128", "batch.micro_size=128",
     "schedule.total_steps=500",
 ]  # fmt: skip
 WATCHED = ["sharding.ranks=auto", "logging.wandb=off", "evaluation.every_steps=250"]

@@ -196,7 +196,11 @@ def test_training_leaves_the_process_as_it_was(corpus: Path, tmp_path: Path) -> 
 
 def test_a_run_without_pairs(corpus: Path, tmp_path: Path) -> None:
     """Full sentences in packs, whole words: one loss, and a model without the heads that nothing would train."""
-    more = ["model.next_sentence=false", "model.whole_word_masking=true", "batch={global_size: 8, micro_size: 4}"]
+    more = [
+        "objective.next_sentence=false",
+        "objective.whole_word_masking=true",
+        "batch={global_size: 8, micro_size: 4}",
+    ]
     config = tiny_config("bert", corpus, tmp_path, *ONE, *more)
     train(config, stop_after=3)
     lines = metrics(config)

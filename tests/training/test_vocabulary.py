@@ -122,9 +122,9 @@ def test_an_unsorted_vocabulary_is_refused_with_sampled_softmax(
     assert done.returncode == 2
     (line,) = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
     assert line.startswith(f"error: tokenizer.vocabulary: {file}: the first tenth of the words covers ")
-    assert "most frequent tenth" in line and line.endswith("or set model.softmax to full")
+    assert "most frequent tenth" in line and line.endswith("or set objective.softmax to full")
     assert "Traceback" not in done.stderr
-    config = given(corpus, tmp_path / "runs", file, "model.softmax=full")
+    config = given(corpus, tmp_path / "runs", file, "objective.softmax=full")
     train(config)
     assert len(metrics(config)) == 2
 
@@ -172,7 +172,7 @@ def test_a_published_model_goes_on_with_its_own_softmax(
     read = read_model(model)
     keep = ("filters", "num_highways", "cell_size", "projection_size", "character_embedding_size")
     sizes = [f"model.{key}={json.dumps(getattr(read.config, key))}" for key in keep]
-    options = [*ONE, *sizes, f"model.initialize_from={model}", "model.softmax=full"]
+    options = [*ONE, *sizes, f"model.initialize_from={model}", "objective.softmax=full"]
     config = tiny_config("elmo", corpus, tmp_path / "runs", *options)
     held = read.model.state_dict()
     with caplog.at_level(logging.INFO):

@@ -124,13 +124,13 @@ def read_packs(way: str, sequence_lengths: Tensor, length: int, longest: int) ->
     """Every token reads its own sequence's; padding reads padding, or nothing.
 
     `sequence_lengths` int64 [B, S], of `longest` at most, follow each other in rows of `length` tokens. `way` is as
-    `model.attention` has it. All shapes are constant, but for `one_by_one`: those depend on the data, for which an
+    `compute.attention` has it. All shapes are constant, but for `per_sequence`: those depend on the data, for which an
     accelerator has to be waited for.
     """
     if way == "auto":
-        way = "one_by_one" if sequence_lengths.device.type == "cpu" else "masked"
-    if way == "one_by_one":
-        return _one_by_one(sequence_lengths.tolist(), length)
+        way = "per_sequence" if sequence_lengths.device.type == "cpu" else "masked"
+    if way == "per_sequence":
+        return _per_sequence(sequence_lengths.tolist(), length)
     if way == "masked":
         return _by_row(sequence_lengths, length)
     return _on_end("varlen" if way == "varlen_fa3" else way, sequence_lengths, length, longest)
@@ -150,7 +150,7 @@ def _by_row(sequence_lengths: Tensor, length: int) -> WithinRows:
     return WithinRows((numbers[:, :, None] == numbers[:, None, :])[:, None])
 
 
-def _one_by_one(sequence_lengths: list[list[int]], length: int) -> OneByOne:
+def _per_sequence(sequence_lengths: list[list[int]], length: int) -> OneByOne:
     parts = []
     for row in sequence_lengths:
         parts += [(one, True) for one in row if one]

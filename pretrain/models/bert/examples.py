@@ -11,13 +11,15 @@ import torch
 from numpy.typing import NDArray
 
 from pretrain.config.models import BertConfig
+from pretrain.config.objectives import BertObjectiveConfig
 from pretrain.data.blocks import Arrays, Block
 from pretrain.models.bert import pairs, sentences
 from pretrain.models.bert.masking import Masked, Masking
 from pretrain.models.bert.packing import Budgets, Placement, place
 from pretrain.models.bert.sequences import IGNORED, Sequences, Spans, join
 from pretrain.models.bert.tokens import WordPieceTokenizer
-from pretrain.models.family import Batch, Tokenizer
+from pretrain.models.family import Tokenizer
+from pretrain.models.loss import Batch
 
 
 @dataclass(frozen=True)
@@ -44,7 +46,7 @@ class BertRows:
 class BertExamples:
     """Makes sequences, masks them, puts them into rows, and batches those."""
 
-    def __init__(self, config: BertConfig, tokenizer: WordPieceTokenizer) -> None:
+    def __init__(self, config: BertObjectiveConfig, tokenizer: WordPieceTokenizer) -> None:
         self._config = config
         self._tokenizer = tokenizer
         self._masking = Masking(config, tokenizer)
@@ -199,7 +201,7 @@ def _collate_packs(examples: Arrays) -> dict[str, NDArray[np.integer]]:
     }
 
 
-def build_examples(config: BertConfig, tokenizer: Tokenizer, rows: int) -> BertExamples:
-    """The example maker; `rows` is 1, as for every family whose examples are not ordered."""
+def build_examples(model: BertConfig, objective: BertObjectiveConfig, tokenizer: Tokenizer, rows: int) -> BertExamples:
+    """The example maker, the same for every model; `rows` is 1, as for every family whose examples are not ordered."""
     assert isinstance(tokenizer, WordPieceTokenizer)
-    return BertExamples(config, tokenizer)
+    return BertExamples(objective, tokenizer)

@@ -19,6 +19,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from pretrain.config.models import BertConfig
+from pretrain.config.objectives import BertObjectiveConfig
 from pretrain.errors import ExportError
 from pretrain.models.bert.layers import SEGMENTS
 from pretrain.models.bert.model import BertModel
@@ -45,12 +46,9 @@ OPTIONS = {
 }
 """Those that early `config.json` files may leave out, meaning BERT's own values, which are our defaults too."""
 
-EXAMPLES = (
-    "max_sequence_length", "next_sentence", "mask_probability", "whole_word_masking", "short_sequence_probability",
-    "packing", "pack_length",
-)  # fmt: skip
-"""What the published format does not say of how the model was trained, and `evaluate` needs to ask it the same: it goes
-into `config.json` under `pretrain`, a key that every other reader ignores."""
+OURS = "pretrain"
+"""The key of `config.json`, which every other reader ignores, for what the published format does not say of how the
+model was trained and `evaluate` needs to ask it the same: `objective`."""
 
 MODULES = {
     "encoder.embeddings.words": "bert.embeddings.word_embeddings",
@@ -127,7 +125,7 @@ def write(folder: Path, model_folder: ModelFolder) -> None:
     tokenizer.save(folder, max_positions=config.max_positions)
     files = {
         **SENTENCE_TRANSFORMERS,
-        "config.json": _published_config(config, model.vocabulary_size, tokenizer.padding_id),
+        "config.json": _published_config(config, model_folder.objective, model.vocabulary_size, tokenizer.padding_id),
         "sentence_bert_config.json": {"max_seq_length": config.max_positions, "do_lower_case": False},
         "1_Pooling/config.json": {"word_embedding_dimension": config.hidden_size, "pooling_mode_mean_tokens": True},
     }
@@ -135,9 +133,11 @@ def write(folder: Path, model_folder: ModelFolder) -> None:
         (folder / name).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
 
-def _published_config(config: BertConfig, vocabulary_size: int, padding_id: int) -> dict[str, Any]:
+def _published_config(
+    config: BertConfig, objective: BertObjectiveConfig, vocabulary_size: int, padding_id: int
+) -> dict[str, Any]:
     return {
-        "architectures": ["BertForPreTraining" if config.next_sentence else "BertForMaskedLM"],
+        "architectures": ["BertForPreTraining" if objective.next_sentence else "BertForMaskedLM"],
         "model_type": "bert",
         "vocab_size": vocabulary_size,
         "type_vocab_size": SEGMENTS,
@@ -146,7 +146,7 @@ def _published_config(config: BertConfig, vocabulary_size: int, padding_id: int)
         "tie_word_embeddings": True,
         **{theirs: getattr(config, ours) for ours, theirs in (SIZES | OPTIONS).items()},
         "attention_probs_dropout_prob": config.dropout_of_attention,
-        "pretrain": {name: getattr(config, name) for name in EXAMPLES},
+        OURS: objective.model_dump(mode="json", exclude={"kind"}),
     }
 
 
@@ -165,16 +165,16 @@ def read(folder: Path) -> ModelFolder:
     The published format does not say how long the training sequences were: where we did not write it, our defaults are
     taken. Raises ExportError naming the file and what is wrong with it.
     """
-    config, vocabulary_size = _read_config(folder / "config.json")
+    config, objective, vocabulary_size = _read_config(folder / "config.json")
     tokenizer = load_tokenizer(folder)
     if tokenizer is not None and tokenizer.vocabulary_size > vocabulary_size:
         raise ExportError(
             f"{folder}: the tokenizer has {tokenizer.vocabulary_size} pieces, "
             f"vocab_size in config.json is {vocabulary_size}"
         )
-    model = BertModel(config, vocabulary_size)
+    model = BertModel(config, objective, vocabulary_size)
     _fill(model, folder, config.max_positions, vocabulary_size)
-    return ModelFolder(model.eval(), tokenizer, config)
+    return ModelFolder(model.eval(), tokenizer, config, objective)
 
 
 def initialize(model: nn.Module, folder: Path, tokenizer: WordPieceTokenizer | None = None) -> list[str]:
@@ -188,7 +188,7 @@ def initialize(model: nn.Module, folder: Path, tokenizer: WordPieceTokenizer | N
     theirs = load_tokenizer(folder)
     if tokenizer is not None and theirs is not None and theirs.vocabulary != tokenizer.vocabulary:
         raise ExportError(f"{folder}: its vocabulary is not the one this run's corpus was prepared with")
-    config, vocabulary_size = _read_config(folder / "config.json")
+    config, _, vocabulary_size = _read_config(folder / "config.json")
     if vocabulary_size < model.vocabulary_size or (theirs is None and vocabulary_size != model.vocabulary_size):
         raise ExportError(
             f"{folder / 'config.json'}: vocab_size is {vocabulary_size} there and {model.vocabulary_size} in this run"
@@ -205,8 +205,8 @@ def initialize(model: nn.Module, folder: Path, tokenizer: WordPieceTokenizer | N
     return _fill(model, folder, config.max_positions, vocabulary_size)
 
 
-def _read_config(path: Path) -> tuple[BertConfig, int]:
-    """The config and the vocabulary size."""
+def _read_config(path: Path) -> tuple[BertConfig, BertObjectiveConfig, int]:
+    """The config, what the model was trained on as far as the file says it, and the vocabulary size."""
     published = _read_json(path)
     missing = [key for key in ["vocab_size", *SIZES.values()] if key not in published]
     if missing:
@@ -226,15 +226,16 @@ def _read_config(path: Path) -> tuple[BertConfig, int]:
         ours: published[theirs] for ours, theirs in (SIZES | OPTIONS).items() if theirs in published
     }
     options["activation"] = ACTIVATIONS[activation]
-    default_length = BertConfig.model_fields["max_sequence_length"].default
     try:
-        options |= {name: value for name, value in published.get("pretrain", {}).items() if name in EXAMPLES}
-        length = options.get("max_sequence_length", default_length)
-        options["max_sequence_length"] = min(length, int(options["max_positions"]))
         config = BertConfig.model_validate(options, strict=False)
+        known = BertObjectiveConfig.model_fields
+        asked = {name: value for name, value in published.get(OURS, {}).items() if name in known}
+        length = asked.get("max_sequence_length", known["max_sequence_length"].default)
+        asked["max_sequence_length"] = min(length, config.max_positions)
+        objective = BertObjectiveConfig.model_validate(asked)
         if config.attention_dropout == config.dropout:
             config = config.model_copy(update={"attention_dropout": None})
-        return config, int(published["vocab_size"])
+        return config, objective, int(published["vocab_size"])
     except ValidationError as error:
         problem = error.errors()[0]
         raise ExportError(f"{path}: {'.'.join(map(str, problem['loc']))} {problem['msg']}") from error

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from pretrain.config.models import BertConfig
+from pretrain.config.objectives import BertObjectiveConfig
 from pretrain.models.bert.sequences import Sequences
 from pretrain.models.bert.tokens import WordPieceTokenizer
 
@@ -39,7 +39,7 @@ class Masking:
     all their pieces, so that now and then the last places stay free.
     """
 
-    def __init__(self, config: BertConfig, tokenizer: WordPieceTokenizer) -> None:
+    def __init__(self, config: BertObjectiveConfig, tokenizer: WordPieceTokenizer) -> None:
         self._probability = config.mask_probability
         self._whole_words = config.whole_word_masking
         self._mask_id = tokenizer.mask_id

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from pretrain.config.models import BertConfig
+from pretrain.config.objectives import BertObjectiveConfig
 from pretrain.models.bert.attention import Attention, read_packs, read_rows, sequence_starts
 from pretrain.models.bert.layers import Activation, Embeddings, Layer, LayerNorm
 from pretrain.models.family import LayerVectors, Pieces
@@ -29,10 +30,9 @@ class BertEncoder(nn.Module):
     def __init__(self, config: BertConfig, vocabulary_size: int) -> None:
         super().__init__()
         self.max_positions = config.max_positions
-        self.longest_packed = config.max_sequence_length
-        self.attention: str = config.attention
+        self.attention: str = "auto"
         """The way that packs are read; `tuning` puts another in the place of `auto`."""
-        self.activation_checkpointing = config.activation_checkpointing
+        self.activation_checkpointing = False
         self.embeddings = Embeddings(config, vocabulary_size)
         self.layers = nn.ModuleList(Layer(config) for _ in range(config.num_layers))
 
@@ -44,18 +44,20 @@ class BertEncoder(nn.Module):
         *,
         positions: Tensor | None = None,
         sequence_lengths: Tensor | None = None,
+        max_sequence_length: int | None = None,
         all_layers: bool = True,
     ) -> LayerVectors:
         """Vectors [batch, token, hidden] of layers 0 to the last, or of the last alone.
 
         The inputs are int64 [batch, token]; `attention_mask` is 1 where there is a token. A row is one sequence, or,
-        given their `positions` and `sequence_lengths` [batch, sequence], several that follow each other. What padding
-        yields is not meaningful.
+        given their `positions` and `sequence_lengths` [batch, sequence], of `max_sequence_length` at most, several that
+        follow each other. What padding yields is not meaningful.
         """
         if sequence_lengths is None:
             attend: Attention = read_rows(attention_mask)
         else:
-            attend = read_packs(self.attention, sequence_lengths, input_ids.shape[1], self.longest_packed)
+            length = input_ids.shape[1]
+            attend = read_packs(self.attention, sequence_lengths, length, max_sequence_length or length)
         x = self.embeddings(input_ids, segment_ids, positions)
         kept = [x]
         for layer in self.layers:
@@ -105,14 +107,15 @@ class BertModel(nn.Module):
     Without next-sentence prediction it has neither of the last two, which nothing would train.
     """
 
-    def __init__(self, config: BertConfig, vocabulary_size: int) -> None:
+    def __init__(self, config: BertConfig, objective: BertObjectiveConfig, vocabulary_size: int) -> None:
         super().__init__()
         self.config = config
+        self.objective = objective
         self.vocabulary_size = vocabulary_size
         self.encoder = BertEncoder(config, vocabulary_size)
         self.masked_words = MaskedWordHead(config, self.encoder.embeddings.words, vocabulary_size)
-        self.pooler = nn.Linear(config.hidden_size, config.hidden_size) if config.next_sentence else None
-        self.next_sentence = nn.Linear(config.hidden_size, 2) if config.next_sentence else None
+        self.pooler = nn.Linear(config.hidden_size, config.hidden_size) if objective.next_sentence else None
+        self.next_sentence = nn.Linear(config.hidden_size, 2) if objective.next_sentence else None
         self._initialize(config.initializer_range)
 
     def forward(
@@ -136,6 +139,7 @@ class BertModel(nn.Module):
             attention_mask,
             positions=positions,
             sequence_lengths=sequence_lengths,
+            max_sequence_length=self.objective.max_sequence_length,
             all_layers=False,
         ).layers
         words = self.masked_words(top.flatten(0, 1).index_select(0, masked_positions))
@@ -157,9 +161,9 @@ class BertModel(nn.Module):
         nn.init.zeros_(self.encoder.embeddings.words.weight[self.vocabulary_size :])
 
 
-def build_model(config: BertConfig, vocabulary_size: int) -> BertModel:
+def build_model(config: BertConfig, objective: BertObjectiveConfig, vocabulary_size: int) -> BertModel:
     """A freshly initialised model; torch's random state decides the weights."""
-    return BertModel(config, vocabulary_size)
+    return BertModel(config, objective, vocabulary_size)
 
 
 def no_decay(name: str) -> bool:

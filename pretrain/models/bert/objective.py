@@ -4,12 +4,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pretrain.config.models import BertConfig
+from pretrain.config.objectives import BertObjectiveConfig
 from pretrain.models.bert.model import Predictions
 from pretrain.models.bert.pairs import NEXT, RANDOM
 from pretrain.models.bert.sequences import IGNORED
-from pretrain.models.family import Batch, Tokenizer
-from pretrain.models.loss import LossTerm
+from pretrain.models.family import Tokenizer
+from pretrain.models.loss import Batch, LossTerm
 
 LABELS = ("masked_labels", "is_next")
 """What of a batch the model does not see."""
@@ -52,6 +52,6 @@ def _correct(logits: Tensor, labels: Tensor) -> Tensor:
     return (logits.detach().argmax(dim=-1) == labels).sum()  # which none that is IGNORED can equal
 
 
-def build_objective(config: BertConfig, tokenizer: Tokenizer) -> BertObjective:
+def build_objective(config: BertObjectiveConfig, tokenizer: Tokenizer) -> BertObjective:
     """The objective; the same for every config."""
     return BertObjective()

@@ -9,7 +9,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import attention as implementations
 
+from pretrain.config.compute import ComputeConfig
 from pretrain.config.models import BertConfig
+from pretrain.config.objectives import BertObjectiveConfig
 from pretrain.errors import ConfigError
 from pretrain.models.bert.attention import Attention, read_packs, read_rows
 from pretrain.models.bert.layers import Layer
@@ -22,55 +24,63 @@ SLACK = 3
 """A kernel may be so many times as far from float32 as the plain way in the same type is."""
 
 
-def tune(model: nn.Module, device: torch.device, dtype: torch.dtype, zero_stage: int) -> list[str]:
+def tune(
+    model: nn.Module, compute: ComputeConfig, device: torch.device, dtype: torch.dtype, zero_stage: int
+) -> list[str]:
     """Settles how `model` is computed on `device`, in products of `dtype`; returns what the log should say.
 
     Raises ConfigError where the config asks for what does not work here.
     """
     assert isinstance(model, BertModel)
     lines = []
-    if model.config.packing:
-        model.encoder.attention, said = choose_attention(model.config, device, dtype)
+    model.encoder.activation_checkpointing = compute.activation_checkpointing
+    if model.objective.packing:
+        model.encoder.attention, said = choose_attention(model, compute, device, dtype)
         lines += said
-    if model.config.compile or (model.config.compile is None and device.type == "cuda"):
+    if compute.compile or (compute.compile is None and device.type == "cuda"):
         problem = compile_problem(model, device, dtype, zero_stage)
         if problem is None:
             compile_parts(model)
             lines.append("layers and heads are compiled")
-        elif model.config.compile:
-            raise ConfigError(f"model.compile is true: {problem}")
+        elif compute.compile:
+            raise ConfigError(f"compute.compile is true: {problem}")
         else:
             lines.append(f"nothing is compiled: {problem}")
     return lines
 
 
-def choose_attention(config: BertConfig, device: torch.device, dtype: torch.dtype) -> tuple[str, list[str]]:
+def choose_attention(
+    model: BertModel, compute: ComputeConfig, device: torch.device, dtype: torch.dtype
+) -> tuple[str, list[str]]:
     """The way to read packs that the config asks for, or the first of the ladder that works here; and the log's lines.
 
     On CPU that is one by one, or a mask for layers that are compiled.
     """
-    if config.attention != "auto":
-        problem = attention_problem(config.attention, config, device, dtype)
+    config, objective = model.config, model.objective
+    if compute.attention != "auto":
+        problem = attention_problem(compute.attention, config, objective, device, dtype)
         if problem is not None:
-            raise ConfigError(f"model.attention is {config.attention}: {problem}")
-        return config.attention, []
+            raise ConfigError(f"compute.attention is {compute.attention}: {problem}")
+        return compute.attention, []
     if device.type == "cpu":
-        return "masked" if config.compile else "one_by_one", []
+        return "masked" if compute.compile else "per_sequence", []
     skipped: list[str] = []
     for way in LADDER:
-        problem = attention_problem(way, config, device, dtype)
+        problem = attention_problem(way, config, objective, device, dtype)
         if problem is None:
             return way, [f"attention: {way}", *skipped]
         skipped.append(f"attention: not {way}: {problem}")
     return "masked", ["attention: masked", *skipped]
 
 
-def attention_problem(way: str, config: BertConfig, device: torch.device, dtype: torch.dtype) -> str | None:
+def attention_problem(
+    way: str, config: BertConfig, objective: BertObjectiveConfig, device: torch.device, dtype: torch.dtype
+) -> str | None:
     """Why packs cannot be read in this way here; None where it agrees with the plain way, gradients included."""
     try:
         if way == "varlen_fa3":
             implementations.activate_flash_attention_impl("FA3")
-        problem = _disagreement(way, config, device, dtype)
+        problem = _disagreement(way, config, objective, device, dtype)
     except Exception as error:  # whatever a kernel says that is not made for this device, or not installed
         problem = _first_sentence(error)
     if way == "varlen_fa3" and problem is not None and implementations.current_flash_attention_impl() == "FA3":
@@ -82,8 +92,10 @@ def _first_sentence(error: Exception) -> str:
     return f"{type(error).__name__}: {str(error).strip().split('. ')[0].splitlines()[0]}" if str(error) else repr(error)
 
 
-def _disagreement(way: str, config: BertConfig, device: torch.device, dtype: torch.dtype) -> str | None:
-    length, longest = config.tokens_per_example, config.max_sequence_length
+def _disagreement(
+    way: str, config: BertConfig, objective: BertObjectiveConfig, device: torch.device, dtype: torch.dtype
+) -> str | None:
+    length, longest = objective.tokens_per_example, objective.max_sequence_length
     lengths = torch.tensor([[longest // 2, longest // 4, 0, 1, 0], [longest, 0, 0, 0, 0]], device=device)
     generator = torch.Generator().manual_seed(0)
     shape = (4, len(lengths), length, config.hidden_size)
@@ -116,7 +128,7 @@ def compile_problem(model: BertModel, device: torch.device, dtype: torch.dtype, 
     """Why parts of the model are not compiled here; None where a compiled layer runs, and agrees with a plain one."""
     if zero_stage == 3:
         return "sharding.zero_stage is 3, which gathers weights in the middle of layers"
-    if model.encoder.attention in ("nested", "one_by_one"):
+    if model.encoder.attention in ("nested", "per_sequence"):
         return f"attention is {model.encoder.attention}"
     sizes = {"hidden_size": 64, "num_heads": 2, "intermediate_size": 128, "dropout": 0.0}
     layer = Layer(model.config.model_copy(update=sizes)).to(device)

@@ -13,6 +13,7 @@ import torch
 from numpy.typing import NDArray
 
 from pretrain.config.models import ElmoConfig
+from pretrain.config.objectives import ElmoObjectiveConfig
 from pretrain.data.blocks import Arrays, Block
 from pretrain.models.elmo.tokens import (
     SENTENCE_BEGIN,
@@ -22,7 +23,8 @@ from pretrain.models.elmo.tokens import (
     character_ids,
     trim_characters,
 )
-from pretrain.models.family import Batch, Tokenizer
+from pretrain.models.family import Tokenizer
+from pretrain.models.loss import Batch
 
 IGNORED = -100
 """Target of a position without loss."""
@@ -79,11 +81,19 @@ class ElmoExampleMaker:
     A row is continuous text; or, with `reset`, a new window begins with every sentence, from zero state.
     """
 
-    def __init__(self, config: ElmoConfig, tokenizer: WordTokenizer, rows: int, *, reset: bool = False) -> None:
-        self._unroll_length = config.unroll_length
-        self._max_characters = config.max_characters
-        self._widest_filter = max(width for width, _ in config.filters)
-        self._independent = config.streams == "independent"
+    def __init__(
+        self,
+        model: ElmoConfig,
+        objective: ElmoObjectiveConfig,
+        tokenizer: WordTokenizer,
+        rows: int,
+        *,
+        reset: bool = False,
+    ) -> None:
+        self._unroll_length = objective.unroll_length
+        self._max_characters = model.max_characters
+        self._widest_filter = max(width for width, _ in model.filters)
+        self._independent = objective.backward_text == "independent"
         self._tokenizer = tokenizer
         self._rows = rows
         self._reset = reset
@@ -91,10 +101,10 @@ class ElmoExampleMaker:
     def make(self, block: Block, rng: np.random.Generator, *, pad: bool = False) -> ElmoExamples:
         """Windows in the order (window 0, every row), (window 1, every row) …
 
-        Each row has a contiguous piece of the block, which the backward model reads from its end. With `streams: same`
-        it is the same piece for both directions; with `independent`, the backward model's are cut from the documents in
-        an order drawn from `rng`. Without `pad`, what fills no window of every row is left out; with it, directions
-        always have the same pieces, and nothing is drawn.
+        Each row has a contiguous piece of the block, which the backward model reads from its end. With `backward_text:
+        same` it is the same piece for both directions; with `independent`, the backward model's are cut from the
+        documents in an order drawn from `rng`. Without `pad`, what fills no window of every row is left out; with it,
+        directions always have the same pieces, and nothing is drawn.
         """
         assert block.words is not None
         distinct = len(block.words)  # whose row in the character table is <S>'s; </S>'s follows
@@ -199,11 +209,15 @@ def _shuffle_documents(block: Block, rng: np.random.Generator) -> NDArray[np.int
     return places.astype(np.int32)
 
 
-def build_examples(config: ElmoConfig, tokenizer: Tokenizer, rows: int) -> ElmoExampleMaker:
+def build_examples(
+    model: ElmoConfig, objective: ElmoObjectiveConfig, tokenizer: Tokenizer, rows: int
+) -> ElmoExampleMaker:
     """The example maker for `rows` rows of continuous text."""
-    return build_sentences(config, tokenizer, rows, reset=False)
+    return build_sentences(model, objective, tokenizer, rows, reset=False)
 
 
-def build_sentences(config: ElmoConfig, tokenizer: Tokenizer, rows: int, reset: bool) -> ElmoExampleMaker:
+def build_sentences(
+    model: ElmoConfig, objective: ElmoObjectiveConfig, tokenizer: Tokenizer, rows: int, *, reset: bool
+) -> ElmoExampleMaker:
     """As `build_examples`; with `reset`, every sentence of a row starts from zero state."""
-    return ElmoExampleMaker(config, cast(WordTokenizer, tokenizer), rows, reset=reset)
+    return ElmoExampleMaker(model, objective, cast(WordTokenizer, tokenizer), rows, reset=reset)

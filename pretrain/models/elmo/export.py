@@ -14,6 +14,7 @@ from pydantic import ValidationError
 from torch import nn
 
 from pretrain.config.models import ElmoConfig, WordsConfig
+from pretrain.config.objectives import ElmoObjectiveConfig
 from pretrain.errors import ExportError
 from pretrain.models.elmo import tokens
 from pretrain.models.elmo.hdf5 import holds, open_file
@@ -81,7 +82,7 @@ def read(folder: Path) -> ModelFolder:
     read_datasets(model, encoder_places(config), weights_path)
     if softmax_path is not None and vocabulary_size is not None:
         read_datasets(model, softmax_places(config, vocabulary_size), softmax_path)
-    return ModelFolder(model.eval(), tokenizer, config, language=language)
+    return ModelFolder(model.eval(), tokenizer, config, ElmoObjectiveConfig(softmax="full"), language)
 
 
 def write(folder: Path, model_folder: ModelFolder) -> None:
@@ -140,15 +141,18 @@ def read_tokenizer(folder: Path) -> WordTokenizer:
     A folder without our key `tokenizer` is a published one: its text was tokenised before, so words end at white space.
     """
     options_path = _one(folder, "*options.json", "options")
+    written = read_json(options_path).get("tokenizer", {"word_split": "whitespace"})
+    if isinstance(written, dict) and "words" in written:  # the key's first name, in folders that are about
+        written = {"word_split": written["words"]} | {key: written[key] for key in written if key != "words"}
     try:
-        rule = WordsConfig.model_validate(read_json(options_path).get("tokenizer", {"words": "whitespace"}))
+        rule = WordsConfig.model_validate(written)
     except ValidationError as error:
         raise ExportError(f"{options_path}: tokenizer.{_first(error)}") from error
     path = _at_most_one(folder, "vocab*.txt")
     if path is not None and (what := identify(path)) is not None:
         raise ExportError(f"{path} is {what}")
     vocabulary = SPECIAL_WORDS if path is None else read_vocabulary(path)
-    return WordTokenizer(vocabulary, words=rule.words, lowercase=rule.lowercase)
+    return WordTokenizer(vocabulary, words=rule.word_split, lowercase=rule.lowercase)
 
 
 def _at_most_one(folder: Path, pattern: str) -> Path | None:
@@ -206,7 +210,7 @@ def _config(path: Path) -> ElmoConfig:
     fields |= {field: _lookup(options, key) or 0 for key, field in _OPTIONAL_KEYS.items()}
     try:
         # full, since nothing is sampled from a finished model, and its vocabulary may be smaller than a sample
-        config = ElmoConfig.model_validate(fields | {"softmax": "full"}, strict=False)
+        config = ElmoConfig.model_validate(fields, strict=False)
     except ValidationError as error:
         raise ExportError(f"{path}: {_first(error)}") from error
     if config.max_characters > _MOST_CHARACTERS:
@@ -247,7 +251,7 @@ def _options(config: ElmoConfig, tokenizer: WordTokenizer, language: str | None)
             "n_characters": NUM_CHARACTERS + 1,
             "max_characters_per_token": config.max_characters,
         },
-        "tokenizer": {"words": tokenizer.words, "lowercase": tokenizer.lowercase},
+        "tokenizer": {"word_split": tokenizer.words, "lowercase": tokenizer.lowercase},
     }
     return options if language is None else options | {"language": language}
 

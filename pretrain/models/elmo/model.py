@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pretrain.config.models import ElmoConfig
+from pretrain.config.objectives import ElmoObjectiveConfig
 from pretrain.errors import ConfigError
 from pretrain.models.elmo.layers import TokenEncoder
 from pretrain.models.elmo.recurrence import LstmStack
@@ -97,8 +98,8 @@ class ElmoModel(nn.Module):
         self.softmax = None if vocabulary_size is None else Softmax(vocabulary_size, config.projection_size)
 
 
-def build_model(config: ElmoConfig, vocabulary_size: int) -> ElmoModel:
-    """A freshly initialised model (Peters et al.'s released trainer).
+def build_model(config: ElmoConfig, objective: ElmoObjectiveConfig, vocabulary_size: int) -> ElmoModel:
+    """A freshly initialised model (Peters et al.'s released trainer), the same for every objective.
 
     Raises ConfigError for sizes at which readers of the published format leave a projection out.
     """

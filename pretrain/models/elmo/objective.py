@@ -7,12 +7,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from pretrain.config.models import ElmoConfig
+from pretrain.config.objectives import ElmoObjectiveConfig
 from pretrain.errors import ConfigError, ExportError
 from pretrain.models.elmo.examples import IGNORED
 from pretrain.models.elmo.model import ElmoModel
-from pretrain.models.family import Batch, Tokenizer
-from pretrain.models.loss import LossTerm
+from pretrain.models.family import Tokenizer
+from pretrain.models.loss import Batch, LossTerm
 
 DIRECTIONS = ("forward", "backward")
 
@@ -39,14 +39,14 @@ class ElmoObjective:
     A model in training may use sampled softmax; one in evaluation never does, since sampled losses are no perplexities.
     """
 
-    def __init__(self, config: ElmoConfig, tokenizer: Tokenizer) -> None:
+    def __init__(self, config: ElmoObjectiveConfig, tokenizer: Tokenizer) -> None:
         self._vocabulary_size = tokenizer.vocabulary_size
         self._sampled = config.softmax == "sampled"
         self._num_negatives = config.num_negatives
         if self._sampled and config.num_negatives >= self._vocabulary_size:
             raise ConfigError(
-                f"model.num_negatives ({config.num_negatives}) is not less than the vocabulary's "
-                f"{self._vocabulary_size} words: set model.softmax to full, or sample fewer"
+                f"objective.num_negatives ({config.num_negatives}) is not less than the vocabulary's "
+                f"{self._vocabulary_size} words: set objective.softmax to full, or sample fewer"
             )
 
     def __call__(
@@ -85,6 +85,6 @@ class ElmoObjective:
         return terms, carried
 
 
-def gradient_scale(config: ElmoConfig) -> float:
+def gradient_scale(config: ElmoObjectiveConfig) -> float:
     """The window's length: the original's gradient is a sum over time and a mean over rows."""
     return float(config.unroll_length)

@@ -12,7 +12,8 @@ from typing import cast
 import numpy as np
 from numpy.typing import NDArray
 
-from pretrain.config.models import ElmoConfig, WordsConfig
+from pretrain.config.models import WordsConfig
+from pretrain.config.objectives import ElmoObjectiveConfig
 from pretrain.errors import DataError
 from pretrain.models.family import Encoded, Pieces, Tokenizer
 
@@ -157,7 +158,7 @@ class WordTokenizer:
     def save(self, folder: Path) -> None:
         """Writes `vocabulary.txt` and `words.json` (the rule that cuts text) into `folder`."""
         self.save_vocabulary(folder / VOCABULARY_FILE)
-        rule = {"words": self.words, "lowercase": self.lowercase}
+        rule = {"word_split": self.words, "lowercase": self.lowercase}
         (folder / RULE_FILE).write_text(json.dumps(rule) + "\n", encoding="utf-8")
 
 
@@ -173,8 +174,8 @@ def learn(texts: Callable[[], Iterable[str]], config: WordsConfig) -> WordTokeni
     Raises DataError where no word is left. Sampled softmax needs this order: it draws small ids more often.
     """
     if config.vocabulary is not None:
-        return WordTokenizer(read_vocabulary(config.vocabulary), words=config.words, lowercase=config.lowercase)
-    tokenizer = WordTokenizer(SPECIAL_WORDS, words=config.words, lowercase=config.lowercase)
+        return WordTokenizer(read_vocabulary(config.vocabulary), words=config.word_split, lowercase=config.lowercase)
+    tokenizer = WordTokenizer(SPECIAL_WORDS, words=config.word_split, lowercase=config.lowercase)
     counts: Counter[str] = Counter()
     for text in texts():
         counts.update(tokenizer.split(text))
@@ -189,7 +190,7 @@ def learn(texts: Callable[[], Iterable[str]], config: WordsConfig) -> WordTokeni
             f"tokenizer.minimum_count ({config.minimum_count}) times, and tokenizer.vocabulary_size "
             f"({config.vocabulary_size}) includes {len(SPECIAL_WORDS)} special words"
         )
-    return WordTokenizer((*SPECIAL_WORDS, *kept), words=config.words, lowercase=config.lowercase)
+    return WordTokenizer((*SPECIAL_WORDS, *kept), words=config.word_split, lowercase=config.lowercase)
 
 
 def order_problem(tokenizer: WordTokenizer, counts: NDArray[np.int64]) -> str | None:
@@ -205,7 +206,7 @@ def order_problem(tokenizer: WordTokenizer, counts: NDArray[np.int64]) -> str | 
         return None
     return (
         f"the first tenth of the words covers {first:.1%} of the training text, the most frequent tenth {most:.1%}: "
-        "sampled softmax needs words in the order of their frequency: sort them, or set model.softmax to full"
+        "sampled softmax needs words in the order of their frequency: sort them, or set objective.softmax to full"
     )
 
 
@@ -243,9 +244,9 @@ def load(folder: Path) -> WordTokenizer | None:
         rule = WordsConfig.model_validate(json.loads(rule_path.read_text(encoding="utf-8")))
     except ValueError as error:
         raise DataError(f"{rule_path} is not a rule for cutting words: {' '.join(str(error).split())}") from error
-    return WordTokenizer(read_vocabulary(vocabulary_path), words=rule.words, lowercase=rule.lowercase)
+    return WordTokenizer(read_vocabulary(vocabulary_path), words=rule.word_split, lowercase=rule.lowercase)
 
 
-def vocabulary_problem(config: ElmoConfig, tokenizer: Tokenizer, counts: NDArray[np.int64]) -> str | None:
+def vocabulary_problem(config: ElmoObjectiveConfig, tokenizer: Tokenizer, counts: NDArray[np.int64]) -> str | None:
     """What is wrong with the vocabulary's order, where words are sampled by it; `counts` as `order_problem`."""
     return order_problem(cast(WordTokenizer, tokenizer), counts) if config.softmax == "sampled" else None

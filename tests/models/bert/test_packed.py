@@ -160,7 +160,7 @@ def test_both_ways_to_read_a_pack_agree(length: int, block: Block, tokenizer: Wo
     batch = batch_of(model, block, tokenizer)
     query, key, value = torch.randn(3, *batch["input_ids"].shape, 32, dtype=torch.float64)
     outputs = []
-    for name, way in (("masked", WithinRows), ("one_by_one", OneByOne)):
+    for name, way in (("masked", WithinRows), ("per_sequence", OneByOne)):
         attend = read_packs(name, batch["sequence_lengths"], length, 64)
         assert type(attend) is way
         outputs.append(attend(query, key, value, num_heads=4, dropout=0.0))

@@ -27,7 +27,7 @@ CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 pytestmark = pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors is in prototype stage:UserWarning")
 
 
-def attend_one_by_one(query: Tensor, key: Tensor, value: Tensor, starts: Tensor, dropout: float = 0.0) -> Tensor:
+def attend_per_sequence(query: Tensor, key: Tensor, value: Tensor, starts: Tensor, dropout: float = 0.0) -> Tensor:
     """Attention within each stretch of [tokens, heads, width], by its formula."""
     mixed = torch.empty_like(query)
     for start, stop in zip(starts[:-1].tolist(), starts[1:].tolist(), strict=True):
@@ -41,7 +41,7 @@ def _varlen(q: Tensor, k: Tensor, v: Tensor, starts: Tensor, *rest: Any) -> tupl
     longest = rest[1]
     assert starts.dtype == torch.int32 and int(starts.diff().max()) <= longest and starts[-1] == len(q)
     lse = q.new_zeros(q.shape[1], len(q), dtype=torch.float32)
-    return attend_one_by_one(q, k, v, starts), lse, torch.zeros(2, dtype=torch.uint64)
+    return attend_per_sequence(q, k, v, starts), lse, torch.zeros(2, dtype=torch.uint64)
 
 
 def _varlen_backward(
@@ -85,7 +85,7 @@ def flash_attn(monkeypatch: pytest.MonkeyPatch) -> None:
     ) -> Tensor:  # fmt: skip
         assert cu_q is cu_k and max_q == max_k >= int(cu_q.diff().max())
         assert not deterministic
-        return attend_one_by_one(q, k, v, cu_q, dropout_p)
+        return attend_per_sequence(q, k, v, cu_q, dropout_p)
 
     module = SimpleNamespace(flash_attn_varlen_func=flash_attn_varlen_func)
     monkeypatch.setitem(sys.modules, "flash_attn", module)
@@ -107,7 +107,7 @@ def agree(plain: BertModel, other: BertModel, batch: dict[str, Tensor]) -> None:
 
 
 @pytest.mark.parametrize("length", [64, 100, 256])
-@pytest.mark.parametrize("way", ["varlen", "flash_attn", "nested", "one_by_one"])
+@pytest.mark.parametrize("way", ["varlen", "flash_attn", "nested", "per_sequence"])
 @pytest.mark.usefixtures("varlen_on_cpu", "flash_attn")
 def test_every_way_gives_the_same_losses_and_gradients(
     way: str, length: int, block: Block, tokenizer: WordPieceTokenizer
@@ -134,7 +134,7 @@ PACKED = BertConfig.model_validate(TINY.model_dump() | {"dropout": 0.0, "pack_le
 
 @pytest.mark.usefixtures("varlen_on_cpu", "flash_attn")
 def test_what_works_is_taken() -> None:
-    for way in ("varlen", "flash_attn", "nested", "masked", "one_by_one"):
+    for way in ("varlen", "flash_attn", "nested", "masked", "per_sequence"):
         assert attention_problem(way, PACKED, CPU, torch.float32) is None, way
 
 
@@ -151,16 +151,16 @@ def test_what_does_not_work_says_why() -> None:
 
 def _wrong(q: Tensor, k: Tensor, v: Tensor, starts: Tensor, longest: int, dropout: float) -> Tensor:
     """Sequences that see each other."""
-    return attend_one_by_one(q, k, v, starts[[0, -1]])
+    return attend_per_sequence(q, k, v, starts[[0, -1]])
 
 
 def _wrong_gradient(q: Tensor, k: Tensor, v: Tensor, starts: Tensor, longest: int, dropout: float) -> Tensor:
-    return attend_one_by_one(q, k.detach(), v, starts) + 0 * k
+    return attend_per_sequence(q, k.detach(), v, starts) + 0 * k
 
 
 def _no_padding(q: Tensor, k: Tensor, v: Tensor, starts: Tensor, longest: int, dropout: float) -> Tensor:
     """What comes after the last sequence of a row is left as it was in memory."""
-    mixed = attend_one_by_one(q, k, v, starts)
+    mixed = attend_per_sequence(q, k, v, starts)
     return torch.cat([mixed[:-1], mixed[-1:] * float("nan")])
 
 
@@ -181,7 +181,7 @@ def test_dropout_is_not_lost() -> None:
 
 
 def _without_dropout(q: Tensor, k: Tensor, v: Tensor, starts: Tensor, longest: int, dropout: float) -> Tensor:
-    return attend_one_by_one(q, k, v, starts)
+    return attend_per_sequence(q, k, v, starts)
 
 
 def test_a_kernel_that_ignores_dropout_is_not_taken(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -209,7 +209,7 @@ def test_the_ladder(monkeypatch: pytest.MonkeyPatch) -> None:
     way, lines = choose_attention(PACKED, CUDA, torch.bfloat16)
     assert (way, lines[0], len(lines)) == ("masked", "attention: masked", 5)
     tried.clear()
-    assert choose_attention(PACKED, CPU, torch.float32) == ("one_by_one", [])
+    assert choose_attention(PACKED, CPU, torch.float32) == ("per_sequence", [])
     assert choose_attention(PACKED.model_copy(update={"compile": True}), CPU, torch.float32) == ("masked", [])
     assert tried == []
 
@@ -225,7 +225,7 @@ def test_what_the_config_asks_for_is_taken_or_refused() -> None:
         tune(asked(attention="varlen"), CPU, torch.float32, 0)
     with pytest.raises(ConfigError, match=r"^model.compile is true: sharding.zero_stage is 3"):
         tune(asked(compile=True), CPU, torch.float32, 3)
-    for way in ("nested", "one_by_one"):
+    for way in ("nested", "per_sequence"):
         with pytest.raises(ConfigError, match=rf"^model.compile is true: attention is {way}$"):
             tune(asked(compile=True, attention=way), CPU, torch.float32, 0)
     assert tune(asked(compile=False), CPU, torch.float32, 0) == []

@@ -176,7 +176,7 @@ def test_number_of_tries_of_the_original_size() -> None:
 
 def test_errors(config: ElmoConfig) -> None:
     sampled = config.model_copy(update={"softmax": "sampled", "num_negatives": 33})
-    with pytest.raises(ConfigError, match=r"model.num_negatives \(33\) .* 33 words: set model.softmax to full"):
+    with pytest.raises(ConfigError, match=r"objective.num_negatives \(33\) .* 33 words: set objective.softmax to full"):
         FAMILY.build_objective(sampled, TOKENIZER)
     objective, batch = FAMILY.build_objective(config, TOKENIZER), make_batch(config)
     with pytest.raises(ExportError, match=r"no \*softmax_weights.hdf5"):

@@ -258,7 +258,7 @@ def test_a_step_of_adagrad(corpus: Path, tmp_path: Path, unroll_length: int) -> 
         corpus,
         tmp_path,
         *("sharding.ranks=1", "sharding.zero_stage=0", "model.dropout=0", "batch.micro_size=32"),
-        f"model.unroll_length={unroll_length}",
+        f"objective.unroll_length={unroll_length}",
         "optimizer={kind: adagrad, peak_learning_rate: 0.2}",
     )
     train(config, stop_after=1)

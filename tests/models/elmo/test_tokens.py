@@ -143,7 +143,7 @@ def test_the_order_of_a_vocabulary(order: Iterable[int], sorted_enough: bool) ->
     if problem is not None:
         first, most = counts[:4].sum() / ZIPF.sum(), ZIPF[3:7].sum() / ZIPF.sum()
         assert f"first tenth of the words covers {first:.1%} of the" in problem and f"tenth {most:.1%}:" in problem
-        assert "model.softmax to full" in problem and "\n" not in problem
+        assert "objective.softmax to full" in problem and "\n" not in problem
 
 
 def test_only_sampled_softmax_minds_the_order() -> None:

@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from pretrain.config.models import ElmoConfig
+from pretrain.config.objectives import ElmoObjectiveConfig
 from pretrain.errors import ExportError
 from pretrain.models.elmo import FAMILY
 from pretrain.models.elmo.model import ElmoModel
@@ -26,7 +27,9 @@ HUGE = 300_000
 def folder(tmp_path: Path, config: ElmoConfig, tokenizer: WordTokenizer) -> Path:
     torch.manual_seed(0)
     path = tmp_path / "model"
-    FAMILY.write(path, ModelFolder(ElmoModel(config, tokenizer.vocabulary_size), tokenizer, config))
+    FAMILY.format.write(
+        path, ModelFolder(ElmoModel(config, tokenizer.vocabulary_size), tokenizer, config, ElmoObjectiveConfig())
+    )
     return path
 
 
@@ -107,7 +110,7 @@ def group(file: h5py.File, secret: Path) -> None:
 def test_datasets_that_are_not_plain(put: Callable[[h5py.File, Path], None], message: str, folder: Path) -> None:
     replace(folder, put)
     with pytest.raises(ExportError, match=message) as raised:
-        FAMILY.read(folder)
+        FAMILY.format.read(folder)
     assert "\n" not in str(raised.value) and str(folder / "weights.hdf5") in str(raised.value)
 
 
@@ -117,14 +120,14 @@ def test_a_softmax_that_lies_elsewhere(folder: Path) -> None:
     with h5py.File(folder / "weights.hdf5", "r+") as file:
         file["softmax"] = h5py.ExternalLink("/nothing/there.hdf5", "softmax")
     with pytest.raises(ExportError, match=r"softmax/W is reached by a link \(external: softmax\)"):
-        FAMILY.read(folder)
+        FAMILY.format.read(folder)
 
 
 def test_token_embeddings_that_lie_elsewhere(folder: Path) -> None:
     with h5py.File(folder / "token_embeddings.hdf5", "w") as file:
         file["embedding"] = h5py.SoftLink("/x")
     with pytest.raises(ExportError, match=r"embedding is reached by a link \(soft: embedding\)"):
-        FAMILY.read(folder)
+        FAMILY.format.read(folder)
 
 
 @pytest.mark.parametrize("options", [{"compression": "gzip"}, {"chunks": True}, {"dtype": np.float16}])
@@ -132,7 +135,7 @@ def test_plain_datasets_of_other_writers(options: dict[str, Any], folder: Path) 
     """Compressed, chunked or of another precision: the values are all there."""
     values = np.zeros(4, np.float32)
     replace(folder, lambda file, secret: file.create_dataset(BIAS, data=values, **options) and None)
-    read = FAMILY.read(folder)
+    read = FAMILY.format.read(folder)
     assert not read.model.encoder.token_encoder.convolutions[0].bias.any()
 
 
@@ -203,7 +206,7 @@ def test_sizes_are_believed_as_far_as_they_are_stored(
     change(folder)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     with pytest.raises(ExportError, match=message) as raised:
-        FAMILY.read(folder)
+        FAMILY.format.read(folder)
     assert "\n" not in str(raised.value)
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 100_000, "kilobytes"
 
@@ -221,7 +224,7 @@ def test_sizes_are_believed_as_far_as_they_are_stored(
         (lambda o: o["char_cnn"].update(filters=[[1]]), "filters.0"),
         (lambda o: o["char_cnn"].update(n_characters=[]), r"n_characters is \[\], not 261"),
         (lambda o: o.update(tokenizer=[]), "tokenizer"),
-        (lambda o: o.update(tokenizer={"words": 3}), r"tokenizer\.words"),
+        (lambda o: o.update(tokenizer={"words": 3}), r"tokenizer\.word_split"),
         (lambda o: o.update(language=3), "language is 3, not a language's code"),
         (lambda o: [o], "options.json holds no JSON object"),
     ],
@@ -229,14 +232,21 @@ def test_sizes_are_believed_as_far_as_they_are_stored(
 def test_options_of_wrong_types(change: Callable[[dict[str, Any]], Any], message: str, folder: Path) -> None:
     edit(folder, change)
     with pytest.raises(ExportError, match=message) as raised:
-        FAMILY.read(folder)
+        FAMILY.format.read(folder)
     assert "\n" not in str(raised.value) and "options.json" in str(raised.value)
+
+
+def test_the_first_name_of_the_rule_for_words(folder: Path) -> None:
+    """Folders that were written before `word_split` had its name."""
+    edit(folder, lambda options: options.update(tokenizer={"words": "unicode", "lowercase": True}))
+    tokenizer = FAMILY.format.read(folder).tokenizer
+    assert isinstance(tokenizer, WordTokenizer) and (tokenizer.words, tokenizer.lowercase) == ("unicode", True)
 
 
 def test_options_nested_too_deeply(folder: Path) -> None:
     (folder / "options.json").write_text("[" * 100_000)
     with pytest.raises(ExportError, match=r"options.json is not JSON"):
-        FAMILY.read(folder)
+        FAMILY.format.read(folder)
 
 
 POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:0f1e\nsize 440473133\n"
@@ -250,7 +260,7 @@ POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:0f1e\nsize 44
 def test_files_that_were_not_downloaded(name: str, content: bytes, message: str, folder: Path) -> None:
     (folder / name).write_bytes(content)
     with pytest.raises(ExportError, match=f"{name} {message}"):
-        FAMILY.read(folder)
+        FAMILY.format.read(folder)
 
 
 def test_a_tensorflow_checkpoint(folder: Path) -> None:
@@ -258,15 +268,15 @@ def test_a_tensorflow_checkpoint(folder: Path) -> None:
     for name in ("model.ckpt-935588.index", "model.ckpt-935588.data-00000-of-00001", "model.ckpt-935588.meta"):
         (folder / name).write_bytes(b"x")
     with pytest.raises(ExportError, match=r"TensorFlow checkpoint \(model.ckpt-935588.index\).*to a \*weights.hdf5"):
-        FAMILY.read(folder)
+        FAMILY.format.read(folder)
 
 
 def test_the_language_is_written_and_read(
     folder: Path, config: ElmoConfig, tokenizer: WordTokenizer, tmp_path: Path
 ) -> None:
-    assert FAMILY.read(folder).language is None
+    assert FAMILY.format.read(folder).language is None
     assert "language" not in json.loads((folder / "options.json").read_text())
-    made = ModelFolder(ElmoModel(config, None), tokenizer, config, language="is")
-    FAMILY.write(tmp_path / "icelandic", made)
+    made = ModelFolder(ElmoModel(config, None), tokenizer, config, ElmoObjectiveConfig(), language="is")
+    FAMILY.format.write(tmp_path / "icelandic", made)
     assert json.loads((tmp_path / "icelandic/options.json").read_text())["language"] == "is"
-    assert FAMILY.read(tmp_path / "icelandic").language == "is"
+    assert FAMILY.format.read(tmp_path / "icelandic").language == "is"

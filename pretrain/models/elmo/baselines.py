@@ -1,6 +1,6 @@
 """The same biLM as others compute it, for `pretrain bench`, and the parts of it that are timed by themselves.
 
-Two peers. AllenNLP's way spells out every position and runs its cell position by position; it is exact. PyTorch's
+Two baselines. AllenNLP's way spells out every position and runs its cell position by position; it is exact. PyTorch's
 `nn.LSTM` knows no bounds on memory and output, so it computes another model as soon as one is reached; it shows what
 a recurrence without them can do, on our character encoder and softmax.
 
@@ -8,6 +8,7 @@ Shapes: B rows, T positions, C characters of a word, P projection_size, D cell_s
 """
 
 import copy
+import dataclasses
 import tempfile
 import warnings
 from collections.abc import Callable, Iterable
@@ -20,12 +21,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pretrain.config.models import ElmoConfig
+from pretrain.models.baselines import Baseline, Part, Tensors, UnavailableBaseline
 from pretrain.models.elmo.export import write
 from pretrain.models.elmo.model import ElmoModel
 from pretrain.models.elmo.objective import ElmoObjective
 from pretrain.models.elmo.tokens import NUM_CHARACTERS, WORD_PADDING
-from pretrain.models.family import Batch, ModelFolder, Tokenizer
-from pretrain.models.peers import Absent, Part, Peer, Tensors
+from pretrain.models.family import ModelFolder
+from pretrain.models.loss import Batch
 
 Weights = dict[str, Tensor]
 """By published dataset."""
@@ -144,7 +146,7 @@ class BuiltInLayer(nn.Module):
         return outputs, output[0], memory[0]
 
 
-class PeerEncoder(nn.Module):
+class BaselineEncoder(nn.Module):
     """Both directions' layers over one character encoder; dropout and skip connections where ours has them."""
 
     def __init__(self, config: ElmoConfig, characters: nn.Module, directions: Iterable[Iterable[nn.Module]]) -> None:
@@ -178,42 +180,42 @@ class PeerEncoder(nn.Module):
         return *tops, torch.cat(after, dim=1)
 
 
-class PeerModel(nn.Module):
-    """A peer's encoder, and our softmax."""
+class BaselineModel(nn.Module):
+    """A baseline's encoder, and our softmax."""
 
-    def __init__(self, encoder: PeerEncoder, softmax: nn.Module | None) -> None:
+    def __init__(self, encoder: BaselineEncoder, softmax: nn.Module | None) -> None:
         super().__init__()
         self.encoder = encoder
         self.softmax = copy.deepcopy(softmax)
 
 
-def build_peers(model: nn.Module, tokenizer: Tokenizer, *, compiled: bool) -> list[Peer | Absent]:
-    """AllenNLP's way and PyTorch's LSTM, with the weights of `model`."""
-    ours = cast(ElmoModel, model)
-    config = ours.encoder.config
-    weights = _published(ours, tokenizer)
+def build_baselines(folder: ModelFolder, *, compiled: bool) -> list[Baseline | UnavailableBaseline]:
+    """AllenNLP's way and PyTorch's LSTM, with the weights of ours."""
+    ours, config = cast(ElmoModel, folder.model), cast(ElmoConfig, folder.config)
+    assert folder.tokenizer is not None
+    weights = _published(folder)
 
-    def build(characters: nn.Module, layer: Callable[[ElmoConfig, tuple[Tensor, ...]], nn.Module]) -> PeerModel:
+    def build(characters: nn.Module, layer: Callable[[ElmoConfig, tuple[Tensor, ...]], nn.Module]) -> BaselineModel:
         directions = [
             [layer(config, _layer_parameters(weights, direction, number)) for number in range(config.num_layers)]
             for direction in range(2)
         ]
-        return PeerModel(PeerEncoder(config, characters, directions), ours.softmax)
+        return BaselineModel(BaselineEncoder(config, characters, directions), ours.softmax)
 
-    objective = ElmoObjective(config, tokenizer)
-    none_compiled = [Absent("compiled", "ELMo's peers are not")] if compiled else []
+    objective = ElmoObjective(folder.objective, folder.tokenizer)
+    none_compiled = [UnavailableBaseline("compiled", "ELMo's baselines are not")] if compiled else []
     return [
-        Peer(
+        Baseline(
             "AllenNLP's way",
             build(PositionwiseCharacters(config, weights), SteppedLayer),
             objective,
-            {CHARACTERS: _peer_characters, RECURRENCE: _peer_recurrence},
+            {CHARACTERS: _baseline_characters, RECURRENCE: _baseline_recurrence},
         ),
-        Peer(
+        Baseline(
             "nn.LSTM without clips",
             build(DistinctCharacters(ours), BuiltInLayer),
             objective,
-            {RECURRENCE: _peer_recurrence},
+            {RECURRENCE: _baseline_recurrence},
         ),
         *none_compiled,
     ]
@@ -248,20 +250,19 @@ def _our_recurrence(model: nn.Module, inputs: Tensors) -> Tensors:
     return tuple(layers[-1].transpose(1, 2))
 
 
-def _peer_characters(model: nn.Module, inputs: Tensors) -> Tensors:
-    return cast(Tensors, cast(PeerModel, model).encoder.characters(*inputs))
+def _baseline_characters(model: nn.Module, inputs: Tensors) -> Tensors:
+    return cast(Tensors, cast(BaselineModel, model).encoder.characters(*inputs))
 
 
-def _peer_recurrence(model: nn.Module, inputs: Tensors) -> Tensors:
-    return cast(PeerModel, model).encoder.read(inputs)[:2]
+def _baseline_recurrence(model: nn.Module, inputs: Tensors) -> Tensors:
+    return cast(BaselineModel, model).encoder.read(inputs)[:2]
 
 
-def _published(model: ElmoModel, tokenizer: Tokenizer) -> Weights:
+def _published(ours: ModelFolder) -> Weights:
     """The encoder's weights as its model folder has them."""
-    config = model.encoder.config
     with torch.device("meta"):
-        without_softmax = ElmoModel(config, None)
-    without_softmax.encoder = model.encoder
+        without_softmax = ElmoModel(ours.config, None)
+    without_softmax.encoder = cast(ElmoModel, ours.model).encoder
     weights: Weights = {}
 
     def add(name: str, found: object) -> None:
@@ -269,7 +270,7 @@ def _published(model: ElmoModel, tokenizer: Tokenizer) -> Weights:
             weights[name] = torch.from_numpy(found[()])
 
     with tempfile.TemporaryDirectory(prefix="pretrain-bench-") as folder:
-        write(Path(folder), ModelFolder(without_softmax, tokenizer, config))
+        write(Path(folder), dataclasses.replace(ours, model=without_softmax))
         with h5py.File(Path(folder) / "weights.hdf5") as file:
             file.visititems(add)
     return weights

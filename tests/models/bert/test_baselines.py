@@ -1,4 +1,4 @@
-"""The peers of `pretrain bench`: transformers' model in the way that its users run it."""
+"""The baselines of `pretrain bench`: transformers' model in the way that its users run it."""
 
 from pathlib import Path
 
@@ -7,10 +7,10 @@ import torch
 from torch._dynamo.utils import counters
 
 from pretrain.bench import bench
+from pretrain.models.baselines import Baseline, UnavailableBaseline
+from pretrain.models.bert.baselines import COMPILED, NAME, build_baselines
 from pretrain.models.bert.model import BertModel
-from pretrain.models.bert.peer import COMPILED, NAME, build_peers
 from pretrain.models.bert.tokens import WordPieceTokenizer
-from pretrain.models.peers import Absent, Peer
 from pretrain.runtime.timing import OURS
 from tests.models.bert.conftest import TINY
 from tests.runs import tiny_config
@@ -19,18 +19,18 @@ from tests.runs import tiny_config
 def test_what_transformers_is_asked_for(tokenizer: WordPieceTokenizer) -> None:
     """Attention by PyTorch's kernels, and our dropouts."""
     config = TINY.model_copy(update={"dropout": 0.2, "attention_dropout": 0.0})
-    (peer,) = build_peers(BertModel(config, tokenizer.vocabulary_size), tokenizer, compiled=False)
-    assert isinstance(peer, Peer) and peer.name == NAME
-    theirs = peer.model.config
+    (baseline,) = build_baselines(BertModel(config, tokenizer.vocabulary_size), tokenizer, compiled=False)
+    assert isinstance(baseline, Baseline) and baseline.name == NAME
+    theirs = baseline.model.config
     assert theirs._attn_implementation == "sdpa"  # type: ignore[union-attr]
     assert (theirs.hidden_dropout_prob, theirs.attention_probs_dropout_prob) == (0.2, 0.0)  # type: ignore[union-attr]
 
 
 def test_without_a_compiler(model: BertModel, tokenizer: WordPieceTokenizer, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CXX", "no-such-compiler")
-    present, absent = build_peers(model, tokenizer, compiled=True)
-    assert isinstance(present, Peer)
-    assert absent == Absent(COMPILED, "there is no C++ compiler no-such-compiler; CXX names another")
+    present, unavailable = build_baselines(model, tokenizer, compiled=True)
+    assert isinstance(present, Baseline)
+    assert unavailable == UnavailableBaseline(COMPILED, "there is no C++ compiler no-such-compiler; CXX names another")
 
 
 @pytest.mark.slow
@@ -41,7 +41,7 @@ def test_compiled(corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     torch._dynamo.reset()
     counters.clear()
     options = ["model.dropout=0", "model.num_layers=1", "batch.global_size=8"]
-    config = tiny_config("bert", corpus, tmp_path, *options, "model.pack_length=96")
+    config = tiny_config("bert", corpus, tmp_path, *options, "objective.pack_length=96")
     result = bench(config, 4, compiled=True)
     assert list(result.step.seconds) == [OURS, NAME, COMPILED]
     torch.testing.assert_close(result.losses[COMPILED], result.losses[OURS], rtol=2e-4, atol=1e-5)

@@ -13,25 +13,23 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
+from pretrain.models.baselines import Baseline, Part, UnavailableBaseline
 from pretrain.models.bert.export import write
-from pretrain.models.bert.model import BertModel
 from pretrain.models.bert.sequences import IGNORED
-from pretrain.models.bert.tokens import WordPieceTokenizer
-from pretrain.models.family import Batch, ModelFolder, Tokenizer
-from pretrain.models.loss import LossTerm
-from pretrain.models.peers import Absent, Part, Peer
+from pretrain.models.family import ModelFolder
+from pretrain.models.loss import Batch, LossTerm
 
 NAME = "transformers BertForPreTraining"
 COMPILED = f"{NAME}, compiled"
 
 
-def build_peers(model: nn.Module, tokenizer: Tokenizer, *, compiled: bool) -> list[Peer | Absent]:
-    """transformers' model with the weights and sizes of `model`, as it comes and `compiled`."""
+def build_baselines(ours: ModelFolder, *, compiled: bool) -> list[Baseline | UnavailableBaseline]:
+    """transformers' model with the weights and sizes of ours, as it comes and `compiled`."""
     try:
-        peer = Peer(NAME, _build_model(model, tokenizer), PeerObjective())
-        return [peer, _build_compiled(model, tokenizer)] if compiled else [peer]
+        baseline = Baseline(NAME, _build_model(ours), BaselineObjective())
+        return [baseline, _build_compiled(ours)] if compiled else [baseline]
     except ModuleNotFoundError as error:
-        return [Absent(NAME, f"{error.name} is not installed")]
+        return [UnavailableBaseline(NAME, f"{error.name} is not installed")]
 
 
 def build_parts(model: nn.Module) -> list[Part]:
@@ -39,32 +37,31 @@ def build_parts(model: nn.Module) -> list[Part]:
     return []
 
 
-def _build_compiled(model: nn.Module, tokenizer: Tokenizer) -> Peer | Absent:
+def _build_compiled(ours: ModelFolder) -> Baseline | UnavailableBaseline:
     """The model whole, in one graph for rows of any number and length, which the first step compiles and no other.
 
     Both vary from batch to batch. The peak memory of its warm-up is the compiler's too.
     """
     compiler = os.environ.get("CXX", "g++")
     if shutil.which(compiler) is None:
-        return Absent(COMPILED, f"there is no C++ compiler {compiler}; CXX names another")
-    peer = _build_model(model, tokenizer)
-    peer.compile(dynamic=True)
-    return Peer(COMPILED, peer, PeerObjective())
+        return UnavailableBaseline(COMPILED, f"there is no C++ compiler {compiler}; CXX names another")
+    baseline = _build_model(ours)
+    baseline.compile(dynamic=True)
+    return Baseline(COMPILED, baseline, BaselineObjective())
 
 
-def _build_model(model: nn.Module, tokenizer: Tokenizer) -> nn.Module:
+def _build_model(ours: ModelFolder) -> nn.Module:
     from transformers import BertForMaskedLM, BertForPreTraining
     from transformers.utils import logging
 
-    assert isinstance(model, BertModel) and isinstance(tokenizer, WordPieceTokenizer)
     logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     with tempfile.TemporaryDirectory(prefix="pretrain-bench-") as folder:
-        write(Path(folder), ModelFolder(model, tokenizer, model.config))
-        published = BertForPreTraining if model.config.next_sentence else BertForMaskedLM
+        write(Path(folder), ours)
+        published = BertForPreTraining if ours.objective.next_sentence else BertForMaskedLM
         return cast(nn.Module, published.from_pretrained(folder, dtype=torch.float32))
 
 
-class PeerObjective:
+class BaselineObjective:
     """The loss as transformers computes it: logits of every position, the mean over those that have a label."""
 
     def __call__(

@@ -1,16 +1,11 @@
-"""What `pretrain bench` measures a family against: what a family's `peer.py` gives.
-
-`build_peers(model, tokenizer, *, compiled) -> list[Peer | Absent]`, with the weights of `model`, those that
-`torch.compile` makes only if `compiled`; and `build_parts(model) -> list[Part]`, what of the model's work is timed by
-itself.
-"""
+"""What `pretrain bench` measures a family against: other implementations of the same training step, and parts."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 from torch import Tensor, nn
 
-from pretrain.models.family import Batch, Objective
+from pretrain.models.loss import Batch, Objective
 
 Tensors = tuple[Tensor, ...]
 Work = Callable[[nn.Module, Tensors], Tensors]
@@ -31,7 +26,7 @@ class Part:
 
 
 @dataclass(frozen=True)
-class Peer:
+class Baseline:
     """Another implementation of the same training step."""
 
     name: str
@@ -42,8 +37,8 @@ class Peer:
 
 
 @dataclass(frozen=True)
-class Absent:
-    """A peer that cannot take part here."""
+class UnavailableBaseline:
+    """A baseline that cannot take part here."""
 
     name: str
     reason: str

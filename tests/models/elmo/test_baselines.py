@@ -1,4 +1,4 @@
-"""The peers of `pretrain bench`: that they compute the same model, and do the work that they stand for."""
+"""The baselines of `pretrain bench`: that they compute the same model, and do the work that they stand for."""
 
 import pytest
 import torch
@@ -6,11 +6,11 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from pretrain.config.models import ElmoConfig
+from pretrain.models.baselines import Baseline, Part, Tensors, Work
+from pretrain.models.elmo.baselines import SteppedLayer, build_baselines, build_parts
 from pretrain.models.elmo.model import build_model
-from pretrain.models.elmo.peer import SteppedLayer, build_parts, build_peers
 from pretrain.models.elmo.tokens import SPECIAL_WORDS, WordTokenizer, character_ids, trim_characters
 from pretrain.models.family import Batch
-from pretrain.models.peers import Part, Peer, Tensors, Work
 
 ROWS, POSITIONS = 3, 6
 WORDS = ("a", "few", "words", "of", "several", "lengths", "and", "é")
@@ -41,12 +41,14 @@ def batch() -> Batch:
     }
 
 
-def contestants(of: ElmoConfig) -> tuple[nn.Module, list[Peer], list[Part]]:
+def models(of: ElmoConfig) -> tuple[nn.Module, list[Baseline], list[Part]]:
     tokenizer = WordTokenizer([*SPECIAL_WORDS, *WORDS])
     torch.manual_seed(3)
     model = build_model(of, tokenizer.vocabulary_size)
-    peers = [peer for peer in build_peers(model, tokenizer, compiled=False) if isinstance(peer, Peer)]
-    return model, peers, build_parts(model)
+    baselines = [
+        baseline for baseline in build_baselines(model, tokenizer, compiled=False) if isinstance(baseline, Baseline)
+    ]
+    return model, baselines, build_parts(model)
 
 
 def outputs_and_gradients(work: Work, model: nn.Module, inputs: Tensors) -> list[Tensor]:
@@ -61,38 +63,40 @@ def outputs_and_gradients(work: Work, model: nn.Module, inputs: Tensors) -> list
 
 @pytest.mark.parametrize("activation", ["relu", "tanh"])
 def test_parts_agree(activation: str) -> None:
-    model, peers, parts = contestants(config(activation=activation))
+    model, baselines, parts = models(config(activation=activation))
     for part in parts:
         inputs = part.inputs(model, batch())
         ours = outputs_and_gradients(part.ours, model, inputs)
-        ways = [peer for peer in peers if part.name in peer.parts]
+        ways = [baseline for baseline in baselines if part.name in baseline.parts]
         assert ways
-        for peer in ways:
-            theirs = outputs_and_gradients(peer.parts[part.name], peer.model, inputs)
+        for baseline in ways:
+            theirs = outputs_and_gradients(baseline.parts[part.name], baseline.model, inputs)
             torch.testing.assert_close(theirs, ours, rtol=1e-4, atol=1e-5)
 
 
 def test_who_respects_the_clips() -> None:
-    model, peers, (_, recurrence) = contestants(config(clip=0.02))
+    model, baselines, (_, recurrence) = models(config(clip=0.02))
     inputs = recurrence.inputs(model, batch())
     ours = outputs_and_gradients(recurrence.ours, model, inputs)
     close = {}
-    for peer in peers:
-        theirs = outputs_and_gradients(peer.parts[recurrence.name], peer.model, inputs)
-        close[peer.name] = all(torch.allclose(a, b, rtol=1e-4, atol=1e-5) for a, b in zip(theirs, ours, strict=True))
+    for baseline in baselines:
+        theirs = outputs_and_gradients(baseline.parts[recurrence.name], baseline.model, inputs)
+        close[baseline.name] = all(
+            torch.allclose(a, b, rtol=1e-4, atol=1e-5) for a, b in zip(theirs, ours, strict=True)
+        )
     assert close == {"AllenNLP's way": True, "nn.LSTM without clips": False}
 
 
 def test_whole_models_carry_their_state() -> None:
-    model, peers, _ = contestants(config())
+    model, baselines, _ = models(config())
     tensors = batch()
     with torch.no_grad():
-        state: dict[str, Tensor | None] = dict.fromkeys(["ours", *(peer.name for peer in peers)])
+        state: dict[str, Tensor | None] = dict.fromkeys(["ours", *(baseline.name for baseline in baselines)])
         for _ in range(2):
             forward, backward, state["ours"] = model.encoder(**tensors, carried=state["ours"])  # type: ignore[operator]
-            for peer in peers:
-                *tops, state[peer.name] = peer.model.encoder(  # type: ignore[operator]
-                    **tensors, carried=state[peer.name]
+            for baseline in baselines:
+                *tops, state[baseline.name] = baseline.model.encoder(  # type: ignore[operator]
+                    **tensors, carried=state[baseline.name]
                 )
                 torch.testing.assert_close(tops, [forward, backward], rtol=1e-4, atol=1e-5)
 

@@ -1,0 +1,147 @@
+"""What each family learns from: how examples are made of text, and how they are scored.
+
+Every number a plan needs before torch is imported (examples' tokens, parameters, FLOPs) is a method here.
+"""
+
+import math
+from collections.abc import Mapping
+from typing import Annotated, Literal, Self
+
+from pydantic import Field, model_validator
+
+from pretrain.config.base import Section
+from pretrain.config.compute import ComputeConfig
+from pretrain.config.models import BertConfig, ElmoConfig, PositiveInt, Probability
+
+
+class ElmoObjectiveConfig(Section):
+    """ELMo's two language models (Peters et al. 2018, section 3.1)."""
+
+    kind: Literal["elmo"] = "elmo"
+    unroll_length: PositiveInt = 20
+    """Tokens of a row per step (the window of truncated back-propagation)."""
+    backward_text: Literal["same", "independent"] = "same"
+    """What a row's backward direction reads: the forward one's text, or its block's documents in another order. Losses
+    are sums over rows, so this only decides which texts meet in a step."""
+    softmax: Literal["full", "sampled"] = "sampled"
+    """Training softmax over the whole vocabulary, or over a sample of it."""
+    num_negatives: PositiveInt = 8192
+    """Sampled softmax: candidates drawn per direction and step."""
+
+    @property
+    def tokens_per_example(self) -> int:
+        """Tokens of one example: a window of one row."""
+        return self.unroll_length
+
+    def parameters(self, model: ElmoConfig, vocabulary_size: int) -> int:
+        """All trained parameters, with the softmax over `vocabulary_size` words."""
+        return model.encoder_parameters() + vocabulary_size * (model.projection_size + 1)
+
+    def flops_per_token(
+        self, model: ElmoConfig, vocabulary_size: int, counts: Mapping[str, float] | None = None
+    ) -> float:
+        """As `ElmoConfig.flops_by_part`, with the softmax over `vocabulary_size` words or the candidates among them.
+
+        All positions cost the same, whatever the `counts` of examples.
+        """
+        candidates = min(self.num_negatives, vocabulary_size) if self.softmax == "sampled" else vocabulary_size
+        return sum(model.flops_by_part.values()) + 6.0 * 2 * model.projection_size * candidates
+
+    def problems(self, model: ElmoConfig, compute: ComputeConfig) -> list[str]:
+        """What does not go together with the model or the way it is computed, a line each."""
+        return [
+            f"compute.{option} is {value}: model.kind elmo has no use for it: leave {default}"
+            for option, value, default in compute.given("attention", "compile", "activation_checkpointing")
+        ]
+
+
+class BertObjectiveConfig(Section):
+    """BERT's masked words and next sentences (Devlin et al. 2018, section 3.1)."""
+
+    kind: Literal["bert"] = "bert"
+    max_sequence_length: Annotated[int, Field(ge=8)] = 128
+    """Tokens of a sequence, with [CLS] and all [SEP]."""
+    next_sentence: bool = True
+    """Whether sequences are pairs of segments, and the model learns whether the second follows the first; otherwise
+    they are full sentences one after the other, also across documents, and there is one loss (RoBERTa)."""
+    mask_probability: Annotated[float, Field(gt=0, lt=1)] = 0.15
+    """Share of a sequence's tokens that are predicted."""
+    whole_word_masking: bool = False
+    """Whether all pieces of a word are predicted, or none."""
+    short_sequence_probability: Probability = 0.1
+    """Share of documents whose pairs are shorter at random."""
+    packing: bool = True
+    """Whether an example is a pack, a row of several sequences that do not see each other; or else it is a sequence."""
+    pack_length: PositiveInt | None = None
+    """Tokens of a pack; `null`: max_sequence_length, which pairs fill to 98 %, or eight times as many for full
+    sentences, which are all about as long."""
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.pack_length is not None and self.pack_length < self.max_sequence_length:
+            raise ValueError(
+                f"pack_length ({self.pack_length}) is less than max_sequence_length ({self.max_sequence_length})"
+            )
+        return self
+
+    @property
+    def tokens_per_example(self) -> int:
+        """Most tokens of one example: a full sequence, or a full pack."""
+        if not self.packing:
+            return self.max_sequence_length
+        return self.pack_length or self.max_sequence_length * (1 if self.next_sentence else 8)
+
+    @property
+    def sequences_per_pack(self) -> int:
+        """Most sequences of a pack: so many that only documents of very short ones ever need more."""
+        return -(-self.tokens_per_example // 16)
+
+    @property
+    def masked_per_pack(self) -> int:
+        """Most predicted tokens of a pack: a twentieth more than its share, since every sequence rounds its own."""
+        return math.ceil(1.05 * self.mask_probability * self.tokens_per_example)
+
+    def parameters(self, model: BertConfig, vocabulary_size: int) -> int:
+        """All trained parameters, heads included, the decoder tied to the word embeddings."""
+        h = model.hidden_size
+        masked_words = (h * h + h) + 2 * h + vocabulary_size
+        next_sentence = (h * h + h) + (2 * h + 2) if self.next_sentence else 0
+        return model.encoder_parameters(vocabulary_size) + masked_words + next_sentence
+
+    def flops_per_token(
+        self, model: BertConfig, vocabulary_size: int, counts: Mapping[str, float] | None = None
+    ) -> float:
+        """Training FLOPs per real token: 6·N + 12·L·H·S, and the head on predicted tokens only.
+
+        N are the layers' matrices, S the tokens that a token reads. `counts` of examples, as their maker has them, give
+        the means over their tokens; without, sequences are full and `mask_probability` of each is predicted.
+        """
+        if counts is None:
+            length = self.max_sequence_length
+            counts = {"tokens": length, "attended": length * length, "mlm": self.mask_probability * length}
+        h = model.hidden_size
+        dense = model.num_layers * (4 * h * h + 2 * h * model.intermediate_size)
+        attention = 12 * model.num_layers * h * counts["attended"] / counts["tokens"]
+        head = 6 * (h * h + h * vocabulary_size) * counts["mlm"] / counts["tokens"]
+        return 6.0 * dense + attention + head
+
+    def problems(self, model: BertConfig, compute: ComputeConfig) -> list[str]:
+        """What does not go together with the model or the way it is computed, a line each."""
+        problems = []
+        if self.max_sequence_length > model.max_positions:
+            problems.append(
+                f"objective.max_sequence_length ({self.max_sequence_length}) is more than "
+                f"model.max_positions ({model.max_positions})"
+            )
+        if compute.attention != "auto" and not self.packing:
+            problems.append(f"compute.attention is {compute.attention}, for packs, and objective.packing is false")
+        return problems
+
+
+ObjectiveConfig = Annotated[ElmoObjectiveConfig | BertObjectiveConfig, Field(discriminator="kind")]
+
+OBJECTIVE_OF: dict[str, type[ElmoObjectiveConfig] | type[BertObjectiveConfig]] = {
+    "elmo": ElmoObjectiveConfig,
+    "bert": BertObjectiveConfig,
+}
+"""What each family is trained on."""
