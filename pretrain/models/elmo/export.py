@@ -142,7 +142,7 @@ def read_tokenizer(folder: Path) -> WordTokenizer:
     """
     options_path = _one(folder, "*options.json", "options")
     written = read_json(options_path).get("tokenizer", {"word_split": "whitespace"})
-    if isinstance(written, dict) and "words" in written:  # the key's first name, in folders that are about
+    if isinstance(written, dict) and "words" in written:  # as folders have always named the option `word_split`
         written = {"word_split": written["words"]} | {key: written[key] for key in written if key != "words"}
     try:
         rule = WordsConfig.model_validate(written)
@@ -251,7 +251,7 @@ def _options(config: ElmoConfig, tokenizer: WordTokenizer, language: str | None)
             "n_characters": NUM_CHARACTERS + 1,
             "max_characters_per_token": config.max_characters,
         },
-        "tokenizer": {"word_split": tokenizer.words, "lowercase": tokenizer.lowercase},
+        "tokenizer": {"words": tokenizer.words, "lowercase": tokenizer.lowercase},
     }
     return options if language is None else options | {"language": language}
 

@@ -90,7 +90,7 @@ def test_what_the_original_trainer_writes(shared_data: SharedData) -> None:
     read = FAMILY.format.read(shared_data("elmo_fixtures/untrained_es"))
     assert (read.config.cell_size, read.config.projection_size, read.config.num_layers) == (64, 16, 2)
     assert (read.model.encoder.token_encoder.highways[0].carry.bias == -2).all()
-    assert read.objective.softmax is None
+    assert read.model.softmax is None
     assert read.tokenizer is not None and read.tokenizer.vocabulary_size == 3
     assert FAMILY.tokenizer.load(shared_data("elmo_fixtures/untrained_es")) is None
 
@@ -130,7 +130,7 @@ def edit(folder: Path, section: str, key: str, value: object) -> None:
         ("char_cnn", "activation", "selu", r"options.json: activation: .*'relu' or 'tanh', not 'selu'"),
         ("char_cnn", "n_highway", 3, r"weights.hdf5 has no dataset CNN_high_2/W_transform"),
         ("lstm", "dim", 8, r"weights.hdf5: RNN_0/.*/W_0 is \(8, 28\), the options ask for \(8, 32\)"),
-        ("tokenizer", "word_split", "syllables", r"options.json: tokenizer.word_split: .*'syllables'"),
+        ("tokenizer", "words", "syllables", r"options.json: tokenizer.word_split: .*'syllables'"),
     ],
 )
 def test_options_that_do_not_fit(folder: Path, section: str, key: str, value: object, message: str) -> None:

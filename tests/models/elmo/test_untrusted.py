@@ -236,9 +236,10 @@ def test_options_of_wrong_types(change: Callable[[dict[str, Any]], Any], message
     assert "\n" not in str(raised.value) and "options.json" in str(raised.value)
 
 
-def test_the_first_name_of_the_rule_for_words(folder: Path) -> None:
-    """Folders that were written before `word_split` had its name."""
-    edit(folder, lambda options: options.update(tokenizer={"words": "unicode", "lowercase": True}))
+@pytest.mark.parametrize("key", ["words", "word_split"])
+def test_both_names_of_the_rule_for_words(key: str, folder: Path) -> None:
+    """That of the files, and that of the config."""
+    edit(folder, lambda options: options.update(tokenizer={key: "unicode", "lowercase": True}))
     tokenizer = FAMILY.format.read(folder).tokenizer
     assert isinstance(tokenizer, WordTokenizer) and (tokenizer.words, tokenizer.lowercase) == ("unicode", True)
 
