@@ -21,12 +21,8 @@ SENTENCES = [
     "On the mat sat the cat; on the cat sat the mat.",
 ]
 CONFIGS = {
-    "elmo": ElmoConfig(
-        character_embedding_size=4, filters=((1, 8), (3, 16)), cell_size=24, projection_size=12
-    ),
-    "bert": BertConfig(
-        hidden_size=24, num_layers=3, num_heads=4, intermediate_size=48, max_positions=64
-    ),
+    "elmo": ElmoConfig(character_embedding_size=4, filters=((1, 8), (3, 16)), cell_size=24, projection_size=12),
+    "bert": BertConfig(hidden_size=24, num_layers=3, num_heads=4, intermediate_size=48, max_positions=64),
 }
 OBJECTIVES = {"elmo": ElmoObjectiveConfig(softmax="full"), "bert": BertObjectiveConfig(max_sequence_length=64)}
 TOKENIZERS = {"elmo": WordsConfig(), "bert": WordPieceConfig(vocabulary_size=101, minimum_count=1)}
