@@ -7,7 +7,7 @@ the model are timed by themselves: forward, and backward to the weights and to w
 
 import statistics
 import time
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
@@ -19,18 +19,19 @@ from torch import Tensor
 from pretrain.config.run import RunConfig
 from pretrain.data.loader import MicroBatch, StepLoader
 from pretrain.data.prepare import ensure_prepared
-from pretrain.data.store import Store
-from pretrain.data.stream import Corpus, training_sources
+from pretrain.data.stream import StreamPosition
+from pretrain.data.tokenizer import settle_tokenizer
 from pretrain.models import get_family
 from pretrain.models.baselines import Baseline, Part, Tensors, UnavailableBaseline, Work
-from pretrain.models.family import ModelFolder, Tokenizer
+from pretrain.models.family import ModelFolder
 from pretrain.models.loss import Objective
+from pretrain.runs.folder import versions
+from pretrain.runs.trained import build_initial_model, read_tokenizer, select_backends
 from pretrain.runtime.machine import MemoryMeter, device_name, matrix_peaks, seconds_of
-from pretrain.runtime.run_folder import versions
-from pretrain.runtime.seeding import seed_of
 from pretrain.runtime.timing import OURS, Timing
+from pretrain.runtime.world import World
 from pretrain.training.optimizer import build_optimizer
-from pretrain.training.trained import build_initial_model, load_tokenizer, tune
+from pretrain.training.steps import build_loader, forward_pass
 
 WARM_UP_STEPS = 2
 """Steps of each before anything is timed: kernels are chosen, memory is taken, optimizer states are made."""
@@ -88,7 +89,7 @@ class Bench:
         return [
             f"{about['name']}: {about['parameters']:,} parameters, vocabulary {about['vocabulary_size']:,}, "
             f"{about['global_size']} examples per step, {about['precision']}, {dropouts}",
-            *about["tuning"],
+            *about["backends"],
             f"{about['device']}, {about['threads']} threads; matrix products, TFLOP/s: {peaks}",
             f"{about['steps']} steps of each, in turn; rates are medians over steps, ratios a baseline's time to ours",
             "FLOPs are the model's own, also where a model saves some: their share of the peak may pass 100%",
@@ -115,15 +116,17 @@ def bench(config: RunConfig, steps: int, *, compiled: bool = False) -> Bench:
     """
     family = get_family(config.model.kind)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    store = ensure_prepared(config, family)
-    tokenizer = load_tokenizer(config, store)
-    loader = build_loader(config, tokenizer, store)
+    config = settle_tokenizer(config, family)
+    corpus = ensure_prepared(config, family)
+    tokenizer = read_tokenizer(config, corpus.fetch_tokenizer())
+    alone = World(rank=0, local_rank=0, size=1, local_size=1)
+    loader = build_loader(config, tokenizer, corpus, StreamPosition.start(config.data.lanes), alone)
     reading = measure_reading(loader)
     batches = [
         [to_device(batch, device) for batch in step]
         for step in read_steps(loader, config.accumulation(1), WARM_UP_STEPS + steps)
     ]
-    counts = [step[0].share.counts for step in batches[WARM_UP_STEPS:]]
+    counts = [step[0].step_examples.counts for step in batches[WARM_UP_STEPS:]]
     total = {name: sum(of_step[name] for of_step in counts) for name in counts[0]}
     tokens = [of_step["tokens"] for of_step in counts]
     sequences = [of_step["sequences"] for of_step in counts if "sequences" in of_step]
@@ -131,7 +134,7 @@ def bench(config: RunConfig, steps: int, *, compiled: bool = False) -> Bench:
     peak = peaks["bfloat16" if config.precision == "bf16-mixed" else "float32"]
 
     model = build_initial_model(config, tokenizer)
-    tuning = tune(config, model, device)
+    backends = select_backends(config, model, device)
     ours = ModelFolder(model, tokenizer, config.model, config.objective)
     baselines, parts = family.baselines.build(ours, compiled=compiled), family.baselines.parts(model)
     present = [baseline for baseline in baselines if isinstance(baseline, Baseline)]
@@ -154,7 +157,7 @@ def bench(config: RunConfig, steps: int, *, compiled: bool = False) -> Bench:
         "kind": config.model.kind,
         "precision": config.precision,
         "dropouts": config.model.dropouts,
-        "tuning": tuning,
+        "backends": backends,
         "device": device_name(device),
         "threads": torch.get_num_threads(),
         "versions": versions(),
@@ -209,22 +212,23 @@ class TimedModel:
 
     def _train(self, step: Step) -> Tensor:
         """The step's loss: a mean over its predictions, as training has it."""
-        config, seed = self._config, self._config.seed
+        config = self._config
         self._optimizer.zero_grad(set_to_none=True)
         total = torch.zeros((), device=self._device)
         for batch in step:
-            torch.manual_seed(seed_of(seed, "dropout", self._step, batch.index, 0))
-            with self._autocast():
-                terms, self._carried[batch.index] = self._objective(
-                    self._model,
-                    batch.tensors,
-                    self._carried.get(batch.index),
-                    seed=seed_of(seed, "objective", self._step),
-                )
             # a baseline may give one mean per micro-batch, under a name that is not counted
-            counts = {name: batch.share.counts.get(name, len(step)) for name in terms}
-            loss: Any = sum(term.weight * term.total / max(counts[name], 1) for name, term in terms.items())
-            (loss * self._scale).backward()
+            counts = defaultdict(lambda: len(step), batch.step_examples.counts)
+            with self._autocast():
+                loss, _, self._carried[batch.index] = forward_pass(
+                    config,
+                    self._objective,
+                    self._model,
+                    batch,
+                    self._carried.get(batch.index),
+                    counts,
+                    step=self._step,
+                )
+            torch.autograd.backward(loss * self._scale)
             total += loss.detach()
         if config.optimizer.clip_norm:
             torch.nn.utils.clip_grad_norm_(self._model.parameters(), config.optimizer.clip_norm)
@@ -264,24 +268,6 @@ def measure_part(part: Part, timing: Timing, models: Sequence[TimedModel], steps
             timing.seconds.setdefault(one.name, []).append(seconds)
 
 
-def build_loader(config: RunConfig, tokenizer: Tokenizer, store: Store) -> StepLoader:
-    """The run's batches from the first on, as one process has them, on CPU."""
-    manifest = store.read_manifest()
-    assert manifest is not None  # the tokenizer was read from it
-    lanes = config.data.lanes
-    build_examples = get_family(config.model.kind).training.build_examples
-    maker = build_examples(config.model, config.objective, tokenizer, config.rows_per_lane)
-    sources = training_sources(store, manifest, [source.weight for source in config.data.sources])
-    return StepLoader(
-        Corpus(sources, maker, config.seed, lanes),
-        range(lanes),
-        config.rows_per_lane,
-        config.batch.micro_size,
-        maker.collate,
-        positions=[(0, 0)] * lanes,
-    )
-
-
 def read_steps(loader: StepLoader, micro_batches: int, steps: int) -> list[Step]:
     """The first steps, of `micro_batches` each."""
     batches = iter(loader)
@@ -291,8 +277,8 @@ def read_steps(loader: StepLoader, micro_batches: int, steps: int) -> list[Step]
 def measure_reading(loader: StepLoader) -> dict[str, float]:
     """`tokens` per second, and `sequences` where there are any.
 
-    Examples are made a block at a time, by all lanes in about the same step: so the clock runs from one end of a block
-    of the first lane to another.
+    Examples are made a block at a time, by all lanes in about the same step: so the clock runs from one such step to
+    another.
     """
     rounds = _rounds(loader)
     next(rounds)
@@ -304,19 +290,19 @@ def measure_reading(loader: StepLoader) -> dict[str, float]:
 
 
 def _rounds(loader: StepLoader) -> Iterator[dict[str, int]]:
-    """What is read up to each step in which the first lane ends a block."""
+    """What is read up to each step by which every lane, on average, has ended one more block."""
     total: Counter[str] = Counter()
-    block = 0
+    blocks = 0
     for batch in loader:
         if batch.last:
-            total.update(batch.share.counts)
-            finished, _ = batch.share.positions[0]
-            if finished > block:
+            total.update(batch.step_examples.counts)
+            position = batch.step_examples.position
+            if position.blocks_finished >= blocks + len(position.lanes):
                 yield total
-                total, block = Counter(), finished
+                total, blocks = Counter(), position.blocks_finished
 
 
 def to_device(batch: MicroBatch, device: torch.device) -> MicroBatch:
     """The micro-batch with its tensors on `device`."""
     tensors = {name: tensor.to(device) for name, tensor in batch.tensors.items()}
-    return MicroBatch(tensors, batch.index, batch.last, batch.share)
+    return MicroBatch(tensors, batch.index, batch.last, batch.step_examples)

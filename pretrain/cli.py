@@ -10,8 +10,10 @@ from typing import Any, Literal, NoReturn
 import click
 
 from pretrain.errors import ConfigError, PretrainError
-from pretrain.runtime.distributed import end_rank, leave_ranks, world
+from pretrain.runtime.collectives import leave_ranks
+from pretrain.runtime.launcher import end_rank
 from pretrain.runtime.logging import set_up_logging
+from pretrain.runtime.world import world
 
 LINES = ["paragraph", "sentence", "wrapped"]
 STATES = "An LSTM's states: carried from sentence to sentence (the default), or reset before each."
@@ -84,18 +86,25 @@ def prepare(config: str, overrides: tuple[str, ...]) -> None:
 @main.command()
 @CONFIG
 @OVERRIDES
-@click.option("--stop-after", type=click.IntRange(min=1), metavar="STEPS", help="End this start after STEPS steps.")
-def train(config: str, overrides: tuple[str, ...], stop_after: int | None) -> None:
-    """Pretrain CONFIG, or resume it where its run folder holds a checkpoint."""
+@click.option(
+    "--stop-after", type=click.IntRange(min=0), metavar="STEPS", help="Train STEPS more steps, save and stop."
+)
+@click.option("--extend", is_flag=True, help="Resume a run with a longer schedule than it began with.")
+def train(config: str, overrides: tuple[str, ...], stop_after: int | None, extend: bool) -> None:
+    """Pretrain CONFIG, or resume it where its run folder holds a checkpoint.
+
+    Ctrl-C and SIGTERM save after the current step, and end with exit code 75: the same command goes on.
+    """
     from pretrain.config.load import load_config
     from pretrain.train import train
 
     launched = world() is not None
-    folder = train(load_config(config, overrides), stop_after)
+    ended = train(load_config(config, overrides), stop_after, extend=extend)
     if launched:
-        end_rank()
+        end_rank(ended.code)
     leave_ranks()
-    click.echo(f"run folder: {folder}")
+    click.echo(f"run folder: {ended.folder}")
+    raise SystemExit(ended.code)
 
 
 @main.command()

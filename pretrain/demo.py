@@ -12,15 +12,16 @@ from numpy.typing import NDArray
 
 from pretrain.config.load import load_config
 from pretrain.config.run import RunConfig
-from pretrain.data.store import Store
+from pretrain.data.corpus import open_corpus, source_weights
 from pretrain.embedding.embedder import Embedder
 from pretrain.evaluate import Evaluation, evaluate
 from pretrain.export import export
 from pretrain.models import FAMILIES, get_family
 from pretrain.models.family import ModelFolder
-from pretrain.runtime.run_folder import RunFolder
+from pretrain.runs.folder import RunFolder
+from pretrain.runs.held_out import evaluate_model
+from pretrain.runs.trained import build_untrained, read_tokenizer
 from pretrain.train import count_gpus, local_ranks, train
-from pretrain.training.trained import build_untrained, evaluate_run
 
 log = logging.getLogger(__name__)
 
@@ -110,7 +111,10 @@ def show_family(kind: str, folder: Path, say: Callable[[str], None]) -> Shown:
     config = load_config(f"configs/{kind}/demo.yaml", [f"run_root={folder}", *gpus])
     ranks = local_ranks(config)
     say(f"\n{kind}: training {config.schedule.total_steps} steps on {ranks} ranks, ZeRO {config.sharding.zero_stage}")
-    run = train(config)
+    ended = train(config)
+    if ended.code:
+        raise SystemExit(ended.code)
+    run = ended.folder
     model = folder / f"{config.name}-model"
     if not model.exists():
         export(run, model)
@@ -122,8 +126,8 @@ def show_family(kind: str, folder: Path, say: Callable[[str], None]) -> Shown:
 
 def inspect_run(config: RunConfig, run: Path, model: Path) -> Shown:
     """The numbers behind the picture: of the trained model, beside the untrained one."""
-    store = Store(RunFolder(run).prepared())
-    untrained = build_untrained(config, store)
+    corpus = open_corpus(RunFolder(run).prepared(), source_weights(config.data))
+    untrained = build_untrained(config, read_tokenizer(config, RunFolder(run).tokenizer))
     embedder = Embedder.load(model)
     vectors = {word: word_vectors(embedder, word) for word in SENSES}
     fresh = as_embedder(config, untrained)
@@ -131,7 +135,7 @@ def inspect_run(config: RunConfig, run: Path, model: Path) -> Shown:
         run=run,
         model=model,
         metrics=RunFolder(run).read_metrics(),
-        before=Evaluation("before training", evaluate_run(untrained, store), None),
+        before=Evaluation("before training", evaluate_model(untrained, corpus.held_out), None),
         after=evaluate(run),
         vectors=vectors,
         contrasts={

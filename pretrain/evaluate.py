@@ -1,7 +1,6 @@
 """`pretrain evaluate`: held-out loss and perplexity of a run or of a model folder."""
 
 import json
-import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -11,15 +10,14 @@ from typing import Any, Literal
 import numpy as np
 
 from pretrain.config.data import DataConfig
-from pretrain.data.prepare import tokenise_corpus
-from pretrain.data.store import Store
-from pretrain.data.stream import PreparedSource, held_out_blocks, held_out_sources, training_sources
+from pretrain.data.corpus import PreparedCorpus, PreparedSource
+from pretrain.data.prepare import prepare_temporarily
 from pretrain.errors import ConfigError, DataError, ExportError
-from pretrain.models import FAMILIES, get_family
-from pretrain.models.family import ModelFolder, Tokenizer
+from pretrain.models import get_family
+from pretrain.models.family import Tokenizer
 from pretrain.models.loss import Losses, exp
-from pretrain.runtime.run_folder import RunFolder
-from pretrain.training.trained import evaluate_model, read_trained
+from pretrain.runs.held_out import evaluate_model
+from pretrain.runs.trained import is_run, read_model, read_trained
 
 States = Literal["carried", "reset"]
 SAID: dict[States, str] = {
@@ -94,37 +92,25 @@ def evaluate(
     Raises ConfigError (also for an option that the model's family has no use for), CheckpointError, DataError or
     ExportError.
     """
-    if RunFolder(target).config_file.is_file():
+    if is_run(target):
         trained = read_trained(target, checkpoint)
         folder, what = trained.folder, f"{target}, step {trained.step}"
-        store = Store(RunFolder(target).prepared())
+        corpus = None if data else trained.open_corpus()
     else:
-        folder, what, store = read_model(target), str(target), None
+        folder, what, corpus = *read_model(target), None
     if folder.tokenizer is None:
         raise ExportError(f"{target}: no vocabulary, which a loss needs")
-    if not data and store is None:
+    if not data and corpus is None:
         raise ConfigError(f"{target}: a model folder has no held-out text of its own: give --data")
     if get_family(folder.config.kind).training.build_sentences is None:
         _refuse(what, folder.config.kind, {"--states": states, "--per-sentence": per_sentence})
     else:
         states = states or "carried"
-    text = _text_of_files(folder.tokenizer, data, lines) if data else _held_out_text(store, what)
+    text = _text_of_files(folder.tokenizer, data, lines) if data else _held_out_text(corpus, what)
     with _json_lines(per_sentence) as write, text as (sources, counts):
-        blocks = held_out_blocks(sources, None)
-        losses = evaluate_model(folder, folder.tokenizer, sources, blocks, reset=states == "reset", write=write)
+        losses = evaluate_model(folder, sources, reset=states == "reset", write=write)
     what = f"{what}, on {', '.join(data)}" if data else what
-    return Evaluation(what, losses, baseline(store, counts) if store else None, states)
-
-
-def read_model(target: Path) -> ModelFolder:
-    """A model folder of any family, heads and all."""
-    if not target.is_dir():
-        raise ConfigError(f"{target}: no such folder")
-    for kind in FAMILIES:
-        family = get_family(kind)
-        if family.format.recognises(target):
-            return family.format.read(target)
-    raise ConfigError(f"{target}: neither a run folder nor a model folder")
+    return Evaluation(what, losses, baseline(corpus, counts) if corpus else None, states)
 
 
 def _refuse(what: str, kind: str, options: dict[str, Any]) -> None:
@@ -135,21 +121,18 @@ def _refuse(what: str, kind: str, options: dict[str, Any]) -> None:
 
 
 @contextmanager
-def _held_out_text(store: Store | None, what: str) -> Iterator[tuple[list[PreparedSource], Counts]]:
+def _held_out_text(corpus: PreparedCorpus | None, what: str) -> Iterator[tuple[Sequence[PreparedSource], Counts]]:
     """What a run holds out, and how often each id occurs in it."""
-    assert store is not None
-    manifest = store.read_manifest()
-    assert manifest is not None  # the tokenizer was read from it
-    sources = held_out_sources(store, manifest)
-    if not sources:
+    assert corpus is not None
+    if not corpus.held_out:
         raise DataError(f"{what}: nothing is held out (data.held_out is 0): give --data")
-    yield sources, store.read_array("unigrams.npy")[1]
+    yield corpus.held_out, corpus.unigrams("held_out")
 
 
 @contextmanager
 def _text_of_files(
     tokenizer: Tokenizer, files: Sequence[str], lines: str
-) -> Iterator[tuple[list[PreparedSource], Counts]]:
+) -> Iterator[tuple[Sequence[PreparedSource], Counts]]:
     """The text of files, prepared in a temporary folder, and how often each id occurs in it."""
     sources: list[dict[str, Any]] = []
     for file in files:
@@ -158,10 +141,8 @@ def _text_of_files(
             raise ConfigError(f"--data {file}: unknown kind of file: expected {', '.join(KINDS)}, or those with .gz")
         sources.append({"kind": kind, "files": file, "lines": lines})
     config = DataConfig.model_validate({"sources": sources, "held_out": 0.0})
-    with tempfile.TemporaryDirectory(prefix="pretrain-evaluate-") as scratch:
-        store = Store(scratch)
-        manifest = tokenise_corpus(config, tokenizer, store)
-        yield training_sources(store, manifest, [1.0] * len(sources)), store.read_array("unigrams.npy")[0]
+    with prepare_temporarily(config, tokenizer) as corpus:
+        yield corpus.training, corpus.unigrams("train")
 
 
 @contextmanager
@@ -182,8 +163,8 @@ def _json_lines(path: Path | None) -> Iterator[Callable[[dict[str, Any]], None] 
         partial.unlink(missing_ok=True)
 
 
-def baseline(store: Store, counts: Counts) -> float:
+def baseline(corpus: PreparedCorpus, counts: Counts) -> float:
     """Nats per token of tokens counted as `counts` [vocabulary], under add-one unigrams of the run's training text."""
-    trained = store.read_array("unigrams.npy")[0].astype(np.float64) + 1
+    trained = corpus.unigrams("train").astype(np.float64) + 1
     losses = np.log(trained.sum()) - np.log(trained)
     return float((counts * losses).sum() / max(counts.sum(), 1))

@@ -8,8 +8,8 @@ from pretrain.config.load import dump_config
 from pretrain.data.documents import describe
 from pretrain.errors import ConfigError, ExportError
 from pretrain.models import get_family
-from pretrain.runtime.run_folder import RunFolder
-from pretrain.training.trained import Trained, read_trained
+from pretrain.runs.folder import RunFolder
+from pretrain.runs.trained import Trained, read_trained
 
 
 def export(
@@ -52,7 +52,7 @@ def card(trained: Trained, name: str, run: RunFolder, license: str) -> str:
     """The model card: what was trained on what, for how long, how well it does, how to load it."""
     config = trained.config
     family = get_family(config.model.kind)
-    sources = "\n".join(f"* {describe(source)} (weight {source.weight:g})" for source in config.data.sources)
+    sources = "\n".join(f"* {describe(source)} (weight {source.weight:g})" for source in config.public().data.sources)
     figures = [line for line in run.read_metrics() if line["step"] == trained.step and "held_out_loss" in line]
     held_out = "\n".join(
         f"* {key.removeprefix('held_out_').replace('_', ' ')}: {value:.4f}"
@@ -88,7 +88,7 @@ vectors = Embedder.load("{name}").encode(["One text.", "Another."])
 ## Config
 
 ```yaml
-{dump_config(config)}```
+{dump_config(config.public())}```
 """
 
 

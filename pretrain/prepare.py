@@ -1,7 +1,8 @@
 """`pretrain prepare`: learns the vocabulary and writes the corpus as shards."""
 
 from pretrain.config.run import RunConfig
-from pretrain.data.prepare import ensure_prepared, report
+from pretrain.data.prepare import ensure_prepared
+from pretrain.data.tokenizer import settle_tokenizer
 from pretrain.models import get_family
 
 
@@ -10,7 +11,6 @@ def prepare(config: RunConfig) -> tuple[str, list[str]]:
 
     Raises DataError for text that is missing, empty or undecodable.
     """
-    store = ensure_prepared(config, get_family(config.model.kind))
-    manifest = store.read_manifest()
-    assert manifest is not None
-    return store.url, report(manifest)
+    family = get_family(config.model.kind)
+    corpus = ensure_prepared(settle_tokenizer(config, family), family, log_report=False)
+    return corpus.url, corpus.report()

@@ -1,52 +1,132 @@
 """`pretrain train`: pretrains or resumes a run, and makes first what is missing."""
 
+import contextlib
 import logging
+import os
 import sys
-import time
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from pretrain.config.load import dump_config
 from pretrain.config.models import WordsConfig
 from pretrain.config.run import RunConfig
-from pretrain.data.prepare import ensure_prepared, identity, prepared_store
-from pretrain.data.store import Store
 from pretrain.errors import ConfigError
-from pretrain.models import get_family
-from pretrain.runtime.distributed import World, end_with_launcher, only_rank, spawn_ranks, world
-from pretrain.runtime.run_folder import RunFolder
-from pretrain.training.checkpoint import find_newest, read_state
-from pretrain.training.trained import load_tokenizer
+from pretrain.runs.checkpoints import newest_step, steps_in
+from pretrain.runs.folder import RunFolder
+from pretrain.runs.metrics import check_wandb
+from pretrain.runtime.launcher import STOPPED, end_with_launcher, launched_here, spawn_ranks
+from pretrain.runtime.world import World, only_rank, world
+
+if TYPE_CHECKING:
+    from pretrain.data.corpus import PreparedCorpus
 
 log = logging.getLogger(__name__)
 
 
-def train(config: RunConfig, stop_after: int | None = None) -> Path:
-    """Trains `config` to its last step, or `stop_after` steps on, and returns the run folder.
+@dataclass(frozen=True)
+class Ended:
+    """How a start ended."""
 
-    A folder that holds a checkpoint is resumed. In a process started by torchrun this is one rank; else the ranks are
-    started here. Raises PretrainError for a user's mistake, found before ranks start; SystemExit where a rank failed.
+    folder: Path
+    """The run folder."""
+    code: int = 0
+    """0, or `STOPPED` where it was asked to stop, and saved first."""
+
+
+def train(config: RunConfig, stop_after: int | None = None, *, extend: bool = False) -> Ended:
+    """Trains `config` to its last step, or `stop_after` steps on.
+
+    A folder that holds a checkpoint is resumed; with `extend`, for more steps than the run began with. In a process
+    started by torchrun this is one rank; else the ranks are started here. Raises PretrainError for a user's mistake,
+    found before ranks start; SystemExit where a rank failed.
     """
-    launched = world()
-    ranks = launched.size if launched else local_ranks(config)
-    check_ranks(config, ranks, launched)
+    config = settle(config)
     folder = RunFolder(config.folder)
-    folder.check(config)
-    if finished(config, folder):
-        log.info("%s is at its last step, %d: nothing to do", folder.path, config.schedule.total_steps)
-        return folder.path
-    if launched:
+    launched = world()
+    if launched is not None:
         end_with_launcher()
-        train_rank(config, launched, stop_after)
-        return folder.path
-    ready_corpus(config, folder)
-    if ranks == 1:
-        with only_rank() as alone:
-            train_rank(config, alone, stop_after)
-        return folder.path
-    code = spawn_ranks(rank_command(config, stop_after), ranks)
-    if code:
+        return train_launched(config, folder, launched, stop_after, extend=extend)
+    with folder.lock() as lock:
+        folder.check(config, extend=extend)
+        if finished(config, folder):
+            return Ended(folder.path)
+        check_wandb(config)
+        ranks = local_ranks(config)
+        check_ranks(config, ranks, None)
+        if ranks == 1:
+            with only_rank() as alone:
+                return train_rank(config, alone, stop_after)
+        prepare_corpus(config, folder)
+        with rank_command(config, stop_after) as command:
+            code = spawn_ranks(command, ranks, inherited=[lock])
+    if code not in (0, STOPPED):
         raise SystemExit(code)
-    return folder.path
+    return Ended(folder.path, code)
+
+
+def train_launched(config: RunConfig, folder: RunFolder, this: World, stop_after: int | None, *, extend: bool) -> Ended:
+    """Trains as one of several ranks; under torchrun, rank 0 holds the folder's lock, which our launcher has else."""
+    check_ranks(config, this.size, this)
+    if launched_here() or this.rank > 0:
+        return train_rank(config, this, stop_after)
+    with folder.lock():
+        folder.check(config, extend=extend)
+        check_wandb(config)
+        return train_rank(config, this, stop_after)
+
+
+def train_rank(config: RunConfig, this: World, stop_after: int | None) -> Ended:
+    """Trains as one rank."""
+    from pretrain.training.start import agree_on_start
+    from pretrain.training.trainer import run_rank, stop_step
+
+    folder = RunFolder(config.folder)
+    corpus, resume = agree_on_start(config, this, lambda: prepare_corpus(config, folder))
+    began = resume.state.step if resume else 0
+    step = run_rank(config, corpus, resume, this, stop_after)
+    if step < config.schedule.total_steps:
+        log.info("stopped at step %d of %d; the same command goes on", step, config.schedule.total_steps)
+    return Ended(folder.path, 0 if step == stop_step(config, began, stop_after) else STOPPED)
+
+
+def settle(config: RunConfig) -> RunConfig:
+    """The config with the tokenizer's options that hold where the run starts from a model; raises ConfigError."""
+    if config.model.initialize_from is None:
+        return config
+    from pretrain.data.tokenizer import settle_tokenizer
+    from pretrain.models import get_family
+
+    return settle_tokenizer(config, get_family(config.model.kind))
+
+
+def prepare_corpus(config: RunConfig, folder: RunFolder) -> "PreparedCorpus":
+    """The prepared corpus of a run, made now where it has not been.
+
+    Raises DataError, or ConfigError for a vocabulary that a new run cannot be trained on.
+    """
+    from pretrain.data.prepare import ensure_prepared
+    from pretrain.models import get_family
+    from pretrain.runs.trained import read_tokenizer
+
+    family = get_family(config.model.kind)
+    corpus = ensure_prepared(config, family)
+    if not steps_in(folder.checkpoints) and family.tokenizer.problem is not None:
+        tokenizer = read_tokenizer(config, corpus.fetch_tokenizer())
+        problem = family.tokenizer.problem(config.objective, tokenizer, corpus.unigrams("train"))
+        if problem is not None:
+            raise ConfigError(f"{vocabulary_source(config, corpus)}: {problem}")
+    return corpus
+
+
+def vocabulary_source(config: RunConfig, corpus: "PreparedCorpus") -> str:
+    """Where a run's vocabulary comes from, as a message names it."""
+    if isinstance(config.tokenizer, WordsConfig) and config.tokenizer.vocabulary is not None:
+        return f"tokenizer.vocabulary: {config.tokenizer.vocabulary}"
+    start = config.model.initialize_from
+    return f"the vocabulary of {corpus.url}" if start is None else f"model.initialize_from: {start}"
 
 
 def local_ranks(config: RunConfig) -> int:
@@ -66,6 +146,8 @@ def count_gpus() -> int:
 def check_ranks(config: RunConfig, ranks: int, launched: World | None) -> None:
     """Raises ConfigError where the run cannot be spread over that many ranks, or the launcher started others."""
     problems = config.rank_problems(ranks)
+    if problems:
+        raise ConfigError("\n".join(problems))
     wanted = config.sharding.ranks
     if launched and wanted != "auto" and wanted != launched.local_size:
         problems.append(f"sharding.ranks is {wanted}, the launcher started {launched.local_size} on this host")
@@ -77,71 +159,25 @@ def check_ranks(config: RunConfig, ranks: int, launched: World | None) -> None:
 
 
 def finished(config: RunConfig, folder: RunFolder) -> bool:
-    """Whether the run has nothing left to do."""
-    newest = find_newest(folder.checkpoints)
-    return newest is not None and read_state(newest).step >= config.schedule.total_steps
+    """Whether the run has nothing left to do, which the log then says."""
+    step, total = newest_step(folder.checkpoints), config.schedule.total_steps
+    if step < total:
+        return False
+    log.info(
+        "%s is at its last step, %d: nothing to do; to train longer: schedule.total_steps=%d --extend",
+        folder.path, step, 2 * step,
+    )  # fmt: skip
+    return True
 
 
-def train_rank(config: RunConfig, world: World, stop_after: int | None) -> None:
-    """Trains as one rank; rank 0 holds the folder's lock, and prepares where nobody did before."""
-    from pretrain.training.trainer import run_rank
-
-    if world.rank > 0:
-        run_rank(config, wait_prepared(config), world, stop_after)
-        return
-    folder = RunFolder(config.folder)
-    with folder.lock():
-        run_rank(config, ready_corpus(config, folder), world, stop_after)
-
-
-def ready_corpus(config: RunConfig, folder: RunFolder) -> Store:
-    """The prepared corpus of a run, made now where it has not been.
-
-    Raises DataError, or ConfigError for a vocabulary that cannot be trained on, or that the run did not begin with.
-    """
-    family = get_family(config.model.kind)
-    store = ensure_prepared(config, family)
-    if any(folder.checkpoints.glob("step-*")):
-        check_vocabulary(config, Store(folder.prepared()))
-    elif family.tokenizer.problem is not None:
-        tokenizer, counts = load_tokenizer(config, store), store.read_array("unigrams.npy")[0]
-        problem = family.tokenizer.problem(config.objective, tokenizer, counts)
-        if problem is not None:
-            raise ConfigError(f"{vocabulary_place(config, store)}: {problem}")
-    return store
-
-
-def check_vocabulary(config: RunConfig, began: Store) -> None:
-    """Refuses to go on with other words than a run began with: among its options is only the name of their file."""
-    if not isinstance(config.tokenizer, WordsConfig) or config.tokenizer.vocabulary is None:
-        return
-    manifest = began.read_manifest()  # None: gone
-    if manifest is not None and manifest["identity"]["tokenizer"] != identity(config)["tokenizer"]:
-        raise ConfigError(
-            f"tokenizer.vocabulary: {config.tokenizer.vocabulary}: changed since this run began with {began.url}"
-        )
-
-
-def vocabulary_place(config: RunConfig, store: Store) -> str:
-    """Where a run's vocabulary comes from, as a message names it."""
-    if isinstance(config.tokenizer, WordsConfig) and config.tokenizer.vocabulary is not None:
-        return f"tokenizer.vocabulary: {config.tokenizer.vocabulary}"
-    start = config.model.initialize_from
-    return f"{store.url}/tokenizer" if start is None else f"model.initialize_from: {start}"
-
-
-def wait_prepared(config: RunConfig) -> Store:
-    """The prepared corpus, once rank 0 has made it; where that fails, rank 0's end takes this rank along."""
-    store = prepared_store(config)
-    while store.read_manifest() is None:
-        time.sleep(0.5)
-    return store
-
-
-def rank_command(config: RunConfig, stop_after: int | None) -> list[str]:
-    """The command that one rank runs: this program on the resolved config."""
-    config.folder.mkdir(parents=True, exist_ok=True)
-    resolved = config.folder / ".resolved.yaml"
-    resolved.write_text(dump_config(config), encoding="utf-8")
-    command = [sys.executable, "-m", "pretrain", "train", str(resolved)]
-    return command + ([] if stop_after is None else ["--stop-after", str(stop_after)])
+@contextlib.contextmanager
+def rank_command(config: RunConfig, stop_after: int | None) -> Iterator[list[str]]:
+    """The command that one rank runs: this program on the resolved config, in a file that only we can read."""
+    handle, name = tempfile.mkstemp(prefix="pretrain-", suffix=".yaml")
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8") as stream:
+            stream.write(dump_config(config))
+        command = [sys.executable, "-m", "pretrain", "train", name]
+        yield command + ([] if stop_after is None else ["--stop-after", str(stop_after)])
+    finally:
+        Path(name).unlink(missing_ok=True)

@@ -11,6 +11,7 @@ from pretrain.config.compute import ComputeConfig
 from pretrain.config.data import DataConfig
 from pretrain.config.models import TOKENIZER_OF, ModelConfig, TokenizerConfig
 from pretrain.config.objectives import OBJECTIVE_OF, ObjectiveConfig
+from pretrain.config.secrets import without_secrets
 from pretrain.config.training import (
     BatchConfig,
     CheckpointConfig,
@@ -130,9 +131,13 @@ class RunConfig(Section):
         """Micro-batches per rank and step."""
         return self.batch.global_size // (self.batch.micro_size * ranks)
 
+    def public(self) -> "RunConfig":
+        """The same run without the secrets of its URLs: what may leave the machine."""
+        return RunConfig.model_validate(without_secrets(self.model_dump(mode="json")))
+
     def result_options(self) -> dict[str, Any]:
         """The options that decide the result, by dotted path: a resumed run must have them as it began."""
-        values = self.model_dump(mode="json")
+        values = without_secrets(self.model_dump(mode="json"))
         kept = {section: values[section] for section in RESULT_SECTIONS}
         kept["data"] = {
             option: value for option, value in values["data"].items() if option not in ("workers", "folder")

@@ -92,19 +92,24 @@ def is_held_out(text: str, share: float) -> bool:
 
 
 def splits(data: DataConfig) -> dict[str, list[tuple[str, Source, Callable[[str], bool]]]]:
-    """For `train` and `held_out`: (name, source, which of its texts belong there)."""
-    sources = list(zip(data.source_names(), data.sources, strict=True))
+    """For `train` and `held_out`: (name, source, which of its texts belong there), in the order of names."""
+    sources = _by_name(data.source_names(), data.sources)
     if isinstance(data.held_out, float):
         share = data.held_out
         return {
             "train": [(name, source, lambda text: not is_held_out(text, share)) for name, source in sources],
             "held_out": [(name, source, lambda text: is_held_out(text, share)) for name, source in sources if share],
         }
-    held_out = zip(data.held_out_names(), data.held_out_sources(), strict=True)
+    held_out = _by_name(data.held_out_names(), data.held_out_sources())
     return {
         "train": [(name, source, _all) for name, source in sources],
         "held_out": [(name, source, _all) for name, source in held_out],
     }
+
+
+def _by_name(names: Sequence[str], sources: Sequence[Source]) -> list[tuple[str, Source]]:
+    """So that the order in which a config lists its sources decides nothing."""
+    return sorted(zip(names, sources, strict=True), key=lambda named: named[0])
 
 
 def _all(text: str) -> bool:

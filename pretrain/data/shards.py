@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pretrain.data.blocks import Block
-from pretrain.data.spool import Part, Spool
+from pretrain.data.shuffle_buckets import Part, ShuffleBuckets
 from pretrain.data.store import Store
 from pretrain.errors import DataError
 
@@ -47,29 +47,43 @@ def cut_blocks(parts: Iterable[Part], tokens: int, block_tokens: int) -> Iterato
             yield block
 
 
-def write_shards(store: Store, name: str, spool: Spool, block_tokens: int) -> list[dict[str, Any]]:
+def write_shards(store: Store, name: str, buckets: ShuffleBuckets, block_tokens: int) -> list[dict[str, Any]]:
     """Writes all blocks; returns per shard its file, number of blocks, size in bytes and checksums.
 
-    A checksum for each block and one for the metadata, since Parquet's own leave out its headers and its footer.
+    A checksum for each block and one for the metadata, since Parquet's own leave out its headers and its footer; and
+    `content`, a hash of what the blocks say, whatever the bytes that say it.
     """
     shards: list[dict[str, Any]] = []
-    blocks = cut_blocks(spool, spool.tokens, block_tokens)
+    blocks = cut_blocks(buckets, buckets.tokens, block_tokens)
     while first := next(blocks, None):
         file = f"{name}-{len(shards):05d}.parquet"
         table = _table(first)
         written = 0
+        content = hashlib.blake2b(digest_size=8)
         with store.open(file, "wb") as stream, pq.ParquetWriter(stream, table.schema, compression="zstd") as writer:
             for block in itertools.chain([first], itertools.islice(blocks, BLOCKS_PER_SHARD - 1)):
                 table = _table(block)
                 writer.write_table(table, row_group_size=len(table))
+                _hash_content(block, content)
                 written += 1
-        shard = {"file": file, "blocks": written}
+        shard = {"file": file, "blocks": written, "content": content.hexdigest()}
         with store.open(file) as stream, pq.ParquetFile(stream) as parquet:
             shard["bytes"] = stream.seek(0, 2)
             shard["footer"] = _hash_footer(stream)
             shard["checksums"] = [_hash_row_group(stream, parquet, number) for number in range(written)]
         shards.append(shard)
     return shards
+
+
+def _hash_content(block: list[Part], content: "hashlib.blake2b") -> None:
+    """Adds a block's documents, sentences and tokens to a hash."""
+    content.update(f"block of {len(block)}\n".encode())
+    for part in block:
+        words = isinstance(part.tokens, list)
+        tokens = "\n".join(part.tokens).encode() if words else np.asarray(part.tokens, "<i4").tobytes()
+        content.update(f"{part.number} {len(part.lengths)} {len(tokens)}\n".encode())
+        content.update(part.lengths.astype("<i4").tobytes())
+        content.update(tokens)
 
 
 def _hash_footer(stream: IO[bytes]) -> str:

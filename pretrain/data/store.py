@@ -1,22 +1,35 @@
-"""A prepared folder, on disk or on an object store."""
+"""A prepared folder, on disk or on an object store: read by anyone at any time, written under a name of its own."""
 
 import contextlib
+import errno
+import glob
 import hashlib
 import io
 import json
+import logging
+import os
+import re
+import secrets
 import shutil
+import socket
 import tempfile
 import weakref
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from types import TracebackType
+from typing import Any, Self
 
 import numpy as np
 
 from pretrain.errors import DataError
 
-UNFINISHED = "unfinished"
-"""The file that says that a folder is ours to empty."""
+log = logging.getLogger(__name__)
+
+MANIFEST = "manifest.json"
+UPLOADED = re.compile(r"files-[0-9a-f]{8}")
+"""The folders beside a manifest on an object store."""
+FULL_OR_BROKEN = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS}
+"""Errors of a disk that name no file where they are met while writing."""
 
 
 class Store:
@@ -32,11 +45,20 @@ class Store:
         """The path or URL, whatever the working directory."""
         return str(Path(self.url).absolute()) if self.is_local else self.url
 
+    def subfolder(self, name: str) -> "Store":
+        """A folder in this one; this one itself where the name is empty."""
+        return Store(f"{self.url}/{name}") if name else self
+
     def _filesystem(self) -> tuple[Any, str]:
         import fsspec
 
         filesystem, root = fsspec.url_to_fs(self.url)
         return filesystem, root
+
+    def names(self) -> list[str]:
+        """What the folder holds, sorted; empty where there is no such folder."""
+        filesystem, root = self._filesystem()
+        return sorted(Path(path).name for path in filesystem.ls(root, detail=False)) if filesystem.exists(root) else []
 
     def open(self, name: str, mode: str = "rb") -> Any:
         """Opens a file of the folder; raises DataError naming it where it is missing."""
@@ -50,55 +72,55 @@ class Store:
 
     @contextlib.contextmanager
     def lock(self) -> Iterator[None]:
-        """Keeps a second process from preparing the same folder; local folders only, freed by any death."""
+        """Keeps a second process of this host from preparing the same folder; freed by any death of the holder.
+
+        For local folders only, and for writing only: whoever reads needs no right to write.
+        """
         if not self.is_local:
             yield
             return
-        from filelock import FileLock
+        from filelock import FileLock, Timeout
 
         Path(self.url).parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(f"{self.url}.lock"):
+        lock = FileLock(f"{self.url}.lock")
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            log.info("waiting for another process that is preparing %s", self.url)
+            lock.acquire()
+        try:
             yield
+        finally:
+            lock.release()
 
-    def begin(self) -> None:
-        """Empties the folder of an unfinished preparation and marks it; refuses one that holds anything else."""
-        filesystem, root = self._filesystem()
-        if filesystem.exists(root):
-            held = sorted(Path(path).name for path in filesystem.ls(root, detail=False))
-            if UNFINISHED in held:
-                filesystem.rm(root, recursive=True)
-            elif held:
-                raise DataError(f"{self.url}: not a prepared folder: it holds {held[0]} and no manifest.json")
-        with self.open(UNFINISHED, "wb") as stream:
-            stream.write(b"being prepared; safe to delete when no process is preparing it\n")
+    def write_folder(self, name: str, write: Callable[[Path], None]) -> str:
+        """Has `write` fill a sub-folder, and returns a hash of its files' names and bytes."""
+        with tempfile.TemporaryDirectory(prefix="pretrain-store-") as scratch:
+            folder = Path(self.url if self.is_local else scratch) / name
+            folder.mkdir(parents=True)
+            write(folder)
+            hashed = hashlib.blake2b(digest_size=8)
+            for path in sorted(folder.iterdir()):
+                hashed.update(f"{path.name} {path.stat().st_size}\n".encode() + path.read_bytes())
+            if not self.is_local:
+                filesystem, root = self._filesystem()
+                filesystem.put(str(folder), f"{root}/{name}", recursive=True)
+        return hashed.hexdigest()
 
-    def local_folder(self, name: str) -> Path:
-        """A sub-folder as a local path to write to; `upload_folder` puts it in its place."""
-        folder = (Path(self.url) if self.is_local else self._scratch_folder()) / name
-        folder.mkdir(parents=True, exist_ok=True)
-        return folder
-
-    def _scratch_folder(self) -> Path:
-        """A folder on disk that goes with this object."""
+    def fetch_folder(self, name: str) -> Path:
+        """A sub-folder as a local path to read from; a copy goes with this object."""
+        if self.is_local:
+            return Path(self.url) / name
         if self._scratch is None:
             self._scratch = Path(tempfile.mkdtemp(prefix="pretrain-store-"))
             weakref.finalize(self, shutil.rmtree, self._scratch, ignore_errors=True)
-        return self._scratch
-
-    def upload_folder(self, name: str) -> None:
-        """Copies a folder written through `local_folder` to the object store."""
-        if not self.is_local:
-            filesystem, root = self._filesystem()
-            filesystem.put(str(self.local_folder(name)), f"{root}/{name}", recursive=True)
-
-    def fetch_folder(self, name: str) -> Path:
-        """A sub-folder as a local path to read from."""
-        if not self.is_local and not (self._scratch_folder() / name).exists():
-            folder = self.local_folder(name)
+        folder = self._scratch / name
+        if not folder.exists():
+            folder.mkdir(parents=True)
             filesystem, root = self._filesystem()
             for path in filesystem.ls(f"{root}/{name}", detail=False):
                 filesystem.get(path, str(folder / Path(path).name))
-        return self.local_folder(name)
+        return folder
 
     def write_array(self, name: str, array: np.ndarray[Any, Any]) -> None:
         """Writes a numpy array."""
@@ -113,22 +135,30 @@ class Store:
             array: np.ndarray[Any, Any] = np.load(io.BytesIO(stream.read()))
         return array
 
-    def write_manifest(self, manifest: dict[str, Any]) -> None:
-        """Writes the manifest with its own checksum; from here on the folder is prepared."""
+    def move(self, name: str, to: "Store") -> None:
+        """Moves a file to another folder of the same file system, where it appears whole."""
+        filesystem, root = self._filesystem()
+        filesystem.mv(f"{root}/{name}", f"{to._filesystem()[1]}/{name}")
+
+    def remove(self) -> None:
+        """Removes the folder with all it holds."""
+        filesystem, root = self._filesystem()
+        if filesystem.exists(root):
+            filesystem.rm(root, recursive=True)
+
+    def write_manifest(self, manifest: Mapping[str, Any]) -> None:
+        """Writes the manifest with its own checksum; a folder that has one is prepared."""
         text = json.dumps(manifest, sort_keys=True)
         checksum = hashlib.sha256(text.encode()).hexdigest()
-        with self.open("manifest.json.new", "wb") as stream:
+        with self.open(MANIFEST, "wb") as stream:
             stream.write(json.dumps({"manifest": manifest, "sha256": checksum}, sort_keys=True, indent=1).encode())
-        filesystem, root = self._filesystem()
-        filesystem.mv(f"{root}/manifest.json.new", f"{root}/manifest.json")
-        filesystem.rm(f"{root}/{UNFINISHED}")
 
     def read_manifest(self) -> dict[str, Any] | None:
         """The manifest; None where the folder is not prepared. Raises DataError where it is damaged."""
         filesystem, root = self._filesystem()
-        if not filesystem.exists(f"{root}/manifest.json"):
+        if not filesystem.exists(f"{root}/{MANIFEST}"):
             return None
-        with self.open("manifest.json") as stream:
+        with self.open(MANIFEST) as stream:
             raw = stream.read()
         try:
             content = json.loads(raw)
@@ -136,17 +166,92 @@ class Store:
             if hashlib.sha256(text.encode()).hexdigest() != content["sha256"]:
                 raise ValueError("its checksum does not match")
         except (ValueError, KeyError, TypeError) as error:
-            raise DataError(f"{self.url}/manifest.json: damaged: {error}") from None
+            raise DataError(f"{self.url}/{MANIFEST}: damaged: {error}") from None
         manifest: dict[str, Any] = content["manifest"]
         return manifest
 
-    def check_sizes(self, manifest: dict[str, Any]) -> None:
-        """Raises DataError naming the first shard that is missing or cut short."""
+    def check_sizes(self, shards: Mapping[str, int]) -> None:
+        """Raises DataError naming the first shard that is missing or not of its size in bytes."""
         filesystem, root = self._filesystem()
-        for entry in (*manifest["train"], *manifest["held_out"]):
-            for shard in entry["shards"]:
-                path = f"{root}/{shard['file']}"
-                if not filesystem.exists(path):
-                    raise DataError(f"{self.url}/{shard['file']}: missing")
-                if (size := filesystem.size(path)) != shard["bytes"]:
-                    raise DataError(f"{self.url}/{shard['file']}: {size} bytes, the manifest says {shard['bytes']}")
+        for name, expected in shards.items():
+            if not filesystem.exists(f"{root}/{name}"):
+                raise DataError(f"{self.url}/{name}: missing")
+            if (size := filesystem.size(f"{root}/{name}")) != expected:
+                raise DataError(f"{self.url}/{name}: {size} bytes, the manifest says {expected}")
+
+
+class Preparation:
+    """A folder in the making, under a name of its own until `publish`; gone if its block ends without that.
+
+    On disk, `<folder>.preparing-<host>-<pid>`, which a rename makes the folder. On an object store, which cannot
+    rename, `<url>/files-<8 digits>`, which the manifest names. Hold `Store.lock` while it lasts.
+    """
+
+    def __init__(self, target: Store) -> None:
+        self._target = target
+        self._published = False
+        if target.is_local:
+            self._path = Path(os.path.realpath(target.url))  # a link to a folder stays a link
+            self._prefix = f"{self._path.name}.preparing-{socket.gethostname()}-"
+            self.files = Store(str(self._path.with_name(f"{self._prefix}{os.getpid()}")))
+            """Where to write."""
+        else:
+            self.files = target.subfolder(f"files-{secrets.token_hex(4)}")
+
+    def __enter__(self) -> Self:
+        self._refuse_strangers()
+        if self._target.is_local:
+            if self._path.is_mount():
+                raise DataError(f"{self._target.url}: where a disk is mounted: name a folder in it")
+            self._remove_leftovers()
+            Path(self.files.url).mkdir()
+            scratch = Path(self.files.url) / "scratch"
+            scratch.mkdir()
+            self.scratch = scratch
+        else:
+            self.scratch = Path(tempfile.mkdtemp(prefix="pretrain-prepare-"))
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        shutil.rmtree(self.scratch, ignore_errors=True)
+        if not self._published:
+            self.files.remove()
+        if isinstance(error, OSError) and error.filename is None and error.errno in FULL_OR_BROKEN:
+            raise DataError(f"{self._target.url}: cannot be prepared: {os.strerror(error.errno)}") from None
+
+    def publish(self, manifest: Mapping[str, Any]) -> bool:
+        """Makes this the prepared folder; False, and nothing changes, where another process was faster."""
+        if self._target.is_local:
+            shutil.rmtree(self.scratch)
+            self.files.write_manifest({**manifest, "folder": ""})
+            try:
+                Path(self.files.url).rename(self._path)
+            except OSError as error:
+                if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+                    raise
+                return False
+        else:
+            if self._target.read_manifest() is not None:
+                return False
+            self.files.write_manifest({**manifest, "folder": self.files.url.rpartition("/")[2]})
+            self.files.move(MANIFEST, self._target)
+        self._published = True
+        return True
+
+    def _refuse_strangers(self) -> None:
+        """What the folder holds may be somebody's."""
+        if self._target.is_local and self._path.is_file():
+            raise DataError(f"{self._target.url}: a file, not a folder")
+        for name in self._target.names():
+            if self._target.is_local or not UPLOADED.fullmatch(name):
+                raise DataError(f"{self._target.url}: not a prepared folder: it holds {name} and no {MANIFEST}")
+
+    def _remove_leftovers(self) -> None:
+        """What processes of this host that were killed had written: the lock says that none of them is alive."""
+        for path in self._path.parent.glob(f"{glob.escape(self._path.name)}.preparing-*"):
+            if re.fullmatch(re.escape(self._prefix) + r"\d+", path.name):
+                shutil.rmtree(path)
+            else:
+                log.warning("%s: left by a process of another host, or still being written: not touched", path)

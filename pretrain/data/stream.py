@@ -6,89 +6,97 @@ examples it has used of the next: nothing else needs to be known to go on.
 """
 
 import functools
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Self
 
 import numpy as np
 
-from pretrain.data.blocks import Arrays, Block, Examples
-from pretrain.data.shards import Shards, read_block
-from pretrain.data.store import Store
+from pretrain.data.blocks import Arrays, ExampleMaker, Examples
+from pretrain.data.corpus import PreparedSource
 from pretrain.errors import DataError
 from pretrain.runtime.seeding import generator, seed_of
 
-StreamPosition = list[tuple[int, int]]
-"""Per lane: blocks finished, examples used of the next."""
-
-FRUITLESS = 32
+MAX_EMPTY_BLOCKS = 32
 """Blocks in a row that may give no example: of a small source, a lane may meet the same block in several epochs."""
 
-
-class Maker(Protocol):
-    """The part of an example maker that a stream needs."""
-
-    def make(self, block: Block, rng: np.random.Generator, *, pad: bool = False) -> Examples:
-        """The examples of a block."""
-
-    def counts(self, examples: Arrays) -> dict[str, int]:
-        """Predictions per loss term, and tokens."""
+BlockId = tuple[int, int]
+"""A block: the number of its source, in the order of names, and its own number in there."""
 
 
 @dataclass(frozen=True)
-class PreparedSource:
-    """One source of a prepared corpus."""
+class StreamPosition:
+    """Where some lanes stand: all of a run's, or a rank's own. Only this module looks inside."""
 
-    name: str
-    store: Store
-    shards: Shards
-    weight: float = 1.0
+    lanes: Mapping[int, tuple[int, int]]
+    """Per lane: blocks finished, examples used of the next."""
 
-    def block(self, number: int) -> Block:
-        """One of its blocks."""
-        return read_block(self.store, self.shards, number)
+    @classmethod
+    def start(cls, lanes: int) -> Self:
+        """The beginning of a run of so many lanes."""
+        return cls(dict.fromkeys(range(lanes), (0, 0)))
+
+    @classmethod
+    def join(cls, parts: Iterable["StreamPosition"]) -> Self:
+        """The lanes of all parts."""
+        return cls({lane: stand for part in parts for lane, stand in part.lanes.items()})
+
+    @classmethod
+    def from_json(cls, value: Any) -> Self:
+        """What `to_json` gave; raises ValueError for anything else."""
+        if not isinstance(value, list) or not all(map(_is_stand, value)):
+            raise ValueError("not a position: expected [blocks finished, examples used of the next] for every lane")
+        return cls({lane: (finished, used) for lane, (finished, used) in enumerate(value)})
+
+    def to_json(self) -> list[list[int]]:
+        """The position of all lanes of a run, to write down."""
+        if sorted(self.lanes) != list(range(len(self.lanes))):
+            raise ValueError(f"the position of only some lanes, {sorted(self.lanes)}: join those of all ranks first")
+        return [list(self.lanes[lane]) for lane in sorted(self.lanes)]
+
+    @property
+    def blocks_finished(self) -> int:
+        """Blocks that these lanes have read to the end, from the beginning of the run."""
+        return sum(finished for finished, _ in self.lanes.values())
 
 
-def training_sources(store: Store, manifest: dict[str, Any], weights: Sequence[float]) -> list[PreparedSource]:
-    """The sources to train on, with their weights."""
-    return [
-        PreparedSource(entry["name"], store, Shards(entry["shards"]), weight)
-        for entry, weight in zip(manifest["train"], weights, strict=True)
-    ]
+def _is_stand(value: Any) -> bool:
+    return isinstance(value, list) and len(value) == 2 and all(type(n) is int and n >= 0 for n in value)
 
 
-def held_out_sources(store: Store, manifest: dict[str, Any]) -> list[PreparedSource]:
-    """The sources that are never trained on."""
-    return [PreparedSource(entry["name"], store, Shards(entry["shards"])) for entry in manifest["held_out"]]
+def held_out_blocks(sources: Sequence[PreparedSource], limit: int | None = None) -> list[BlockId]:
+    """The blocks of the held-out text in a fixed order, from all sources in turn; at most `limit`.
 
-
-def held_out_blocks(sources: Sequence[PreparedSource], limit: int | None) -> list[tuple[int, int]]:
-    """(source, block) of the held-out text, in a fixed order; at most `limit`, the same every time."""
+    Their text is in random order, so the first blocks of a source stand for all of it.
+    """
     every = [(s, b) for s, source in enumerate(sources) for b in range(source.shards.blocks)]
-    return every[:limit]
+    return sorted(every, key=lambda block_id: (block_id[1], block_id[0]))[:limit]
 
 
-def held_out_examples(sources: Sequence[PreparedSource], place: tuple[int, int], maker: Maker) -> Examples:
+def held_out_examples(sources: Sequence[PreparedSource], block_id: BlockId, maker: ExampleMaker) -> Examples:
     """The examples of one held-out block: always the same ones, whatever the run."""
-    source, block = place
-    return maker.make(sources[source].block(block), held_out_generator(place), pad=True)
+    source, block = block_id
+    return maker.make(sources[source].block(block), held_out_generator(block_id), pad=True)
 
 
-def held_out_generator(place: tuple[int, int]) -> np.random.Generator:
-    """What is drawn for one held-out block, (source, block)."""
-    return generator("held out", *place)
+def held_out_generator(block_id: BlockId) -> np.random.Generator:
+    """What is drawn for one held-out block."""
+    return generator("held out", *block_id)
 
 
-class Corpus:
-    """All sources of a run, and the order in which lanes read their blocks."""
+class BlockOrder:
+    """The blocks of all sources of a run, in the order in which lanes read them.
 
-    def __init__(self, sources: Sequence[PreparedSource], maker: Maker, seed: int, lanes: int) -> None:
-        self.sources = sources
+    Sources count in the order of their names, so that the order in which a config lists them decides nothing.
+    """
+
+    def __init__(self, sources: Sequence[PreparedSource], maker: ExampleMaker, seed: int, lanes: int) -> None:
+        self.sources = sorted(sources, key=lambda source: source.name)
         self.maker = maker
         self.seed = seed
         self.lanes = lanes
         self._permutations: dict[tuple[int, int], np.ndarray[Any, np.dtype[np.int64]]] = {}
-        weights = np.array([source.weight for source in sources])
+        weights = np.array([source.weight for source in self.sources])
         self._thresholds = np.cumsum(weights / weights.sum())
 
     def source_of(self, lane: int, k: int) -> int:
@@ -100,8 +108,8 @@ class Corpus:
 
     def examples(self, source: int, number: int) -> Examples:
         """The examples of a block by its number in the source's endless order."""
-        epoch, place = divmod(number, self.sources[source].shards.blocks)
-        block = int(self._permutation(source, epoch)[place])
+        epoch, index = divmod(number, self.sources[source].shards.blocks)
+        block = int(self._permutation(source, epoch)[index])
         rng = generator("examples", self.seed, source, epoch, block)
         return self.maker.make(self.sources[source].block(block), rng)
 
@@ -118,15 +126,15 @@ class Corpus:
 class Lane:
     """One endless reader."""
 
-    def __init__(self, corpus: Corpus, lane: int, position: tuple[int, int]) -> None:
-        self._corpus = corpus
+    def __init__(self, order: BlockOrder, lane: int, position: tuple[int, int]) -> None:
+        self._order = order
         self._lane = lane
         self.finished, self.used = position
-        self._read = [0] * len(corpus.sources)  # blocks of each source that the lane has finished
+        self._read = [0] * len(order.sources)  # blocks of each source that the lane has finished
         for k in range(self.finished):
-            self._read[corpus.source_of(lane, k)] += 1
+            self._read[order.source_of(lane, k)] += 1
         self._examples: Examples | None = None
-        self._fruitless = [0] * len(corpus.sources)
+        self._empty = [0] * len(order.sources)
 
     def take(self, count: int) -> list[Arrays]:
         """The next `count` examples, in one piece or several."""
@@ -144,70 +152,75 @@ class Lane:
 
     def _current(self) -> Examples:
         if self._examples is None:
-            source = self._corpus.source_of(self._lane, self.finished)
-            number = self._lane + self._read[source] * self._corpus.lanes
-            self._examples = self._corpus.examples(source, number)
+            source = self._order.source_of(self._lane, self.finished)
+            number = self._lane + self._read[source] * self._order.lanes
+            self._examples = self._order.examples(source, number)
             self._guard(source, len(self._examples))
         return self._examples
 
     def _guard(self, source: int, count: int) -> None:
         """A source that never yields an example would spin for ever."""
-        self._fruitless[source] = 0 if count else self._fruitless[source] + 1
-        blocks = self._corpus.sources[source].shards.blocks
-        if self._fruitless[source] > max(blocks, FRUITLESS):
-            name = self._corpus.sources[source].name
+        self._empty[source] = 0 if count else self._empty[source] + 1
+        blocks = self._order.sources[source].shards.blocks
+        if self._empty[source] > max(blocks, MAX_EMPTY_BLOCKS):
+            name = self._order.sources[source].name
             raise DataError(
-                f"source {name}: no example in {self._fruitless[source]} blocks read (it has {blocks}): "
+                f"source {name}: no example in {self._empty[source]} blocks read (it has {blocks}): "
                 "too little text for data.block_tokens and the model's lengths, or a single document"
             )
 
     def _next_block(self) -> None:
-        self._read[self._corpus.source_of(self._lane, self.finished)] += 1
+        self._read[self._order.source_of(self._lane, self.finished)] += 1
         self.finished += 1
         self.used = 0
         self._examples = None
 
 
 @dataclass
-class Share:
-    """What one reader hands over for one step: the examples of some lanes, `rows` of each, in lane order."""
+class StepExamples:
+    """The examples that some lanes, a rank's or a worker's, give to one step: `rows` of each, in lane order."""
 
     arrays: dict[str, np.ndarray[Any, Any]]
     counts: dict[str, int]
     digest: int
-    positions: dict[int, tuple[int, int]]
+    position: StreamPosition
+    """Of these lanes, after the step."""
 
 
-def read_shares(corpus: Corpus, lanes: Sequence[int], rows: int, positions: StreamPosition) -> Iterator[Share]:
-    """Endless: the share of `lanes` in one step after another, from `positions` on."""
-    readers = {lane: Lane(corpus, lane, positions[lane]) for lane in lanes}
+def read_step_examples(
+    order: BlockOrder, lanes: Sequence[int], rows: int, position: StreamPosition
+) -> Iterator[StepExamples]:
+    """Endless: the examples that `lanes` give to one step after another, from `position` on."""
+    readers = {lane: Lane(order, lane, position.lanes[lane]) for lane in lanes}
     while True:
         pieces = [piece for reader in readers.values() for piece in reader.take(rows)]
         arrays = {key: np.concatenate([piece[key] for piece in pieces]) for key in pieces[0]} if pieces else {}
-        yield Share(
+        yield StepExamples(
             arrays=arrays,
-            counts=corpus.maker.counts(arrays) if pieces else {},
+            counts=order.maker.counts(arrays) if pieces else {},
             digest=digest(arrays) if pieces else 0,
-            positions={lane: (reader.finished, reader.used) for lane, reader in readers.items()},
+            position=StreamPosition({lane: (reader.finished, reader.used) for lane, reader in readers.items()}),
         )
 
 
-def join_shares(shares: Sequence[Share], rows: int) -> Share:
-    """One share of several, its lanes in order, whoever read them."""
-    shares = [share for share in shares if share.positions]
-    lanes = sorted(lane for share in shares for lane in share.positions)
-    place = {lane: i for i, lane in enumerate(lanes)}
+def join_step_examples(parts: Sequence[StepExamples], rows: int) -> StepExamples:
+    """The examples of one step in the order of lanes, whoever read them."""
+    parts = [part for part in parts if part.position.lanes]
+    lanes = sorted(lane for part in parts for lane in part.position.lanes)
+    index_of = {lane: index for index, lane in enumerate(lanes)}
     arrays: dict[str, np.ndarray[Any, Any]] = {}
-    for key, first in shares[0].arrays.items():
+    for key, first in parts[0].arrays.items():
         joined = np.empty((len(lanes), rows, *first.shape[1:]), first.dtype)
-        for share in shares:
-            joined[[place[lane] for lane in share.positions]] = share.arrays[key].reshape(-1, rows, *first.shape[1:])
+        for part in parts:
+            indexes = [index_of[lane] for lane in part.position.lanes]
+            joined[indexes] = part.arrays[key].reshape(-1, rows, *first.shape[1:])
         arrays[key] = joined.reshape(-1, *first.shape[1:])
-    return Share(
+    position = StreamPosition.join(part.position for part in parts)
+    return StepExamples(
         arrays=arrays,
-        counts={key: sum(share.counts[key] for share in shares) for key in shares[0].counts},
-        digest=sum(share.digest for share in shares) % 2**64,
-        positions={lane: share.positions[lane] for lane in lanes for share in shares if lane in share.positions},
+        counts={key: sum(part.counts[key] for part in parts) for key in parts[0].counts},
+        digest=sum(part.digest for part in parts) % 2**64,
+        position=StreamPosition({lane: position.lanes[lane] for lane in lanes}),
     )
 
 

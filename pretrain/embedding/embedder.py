@@ -12,7 +12,7 @@ from tqdm import tqdm
 
 from pretrain.embedding.pooling import Vectors, count_words_without_piece, pool_sentence, pool_words
 from pretrain.errors import ExportError
-from pretrain.models import FAMILIES, get_family
+from pretrain.models import find_family
 from pretrain.models.family import Family, LayerVectors, Pieces, Tokenizer
 
 log = logging.getLogger(__name__)
@@ -62,17 +62,11 @@ class Embedder:
         Raises ExportError where the folder holds no model, more than one, or no tokenizer.
         """
         folder = Path(folder)
-        families = [get_family(kind) for kind in FAMILIES]
-        found = [family for family in families if family.format.recognises(folder)]
-        names = " and ".join(f"{family.kind} ({family.format.name} format)" for family in found or families)
-        if not found:
-            raise ExportError(f"{folder} is no model folder: looked for {names}, found neither")
-        if len(found) > 1:
-            raise ExportError(f"{folder} holds models of two families, {names}: leave one")
-        read = found[0].format.read(folder)
+        family = find_family(folder)
+        read = family.format.read(folder)
         if read.tokenizer is None:
-            raise ExportError(f"{folder} holds a {found[0].kind} model but no tokenizer, which vectors of text need")
-        return cls(found[0], read.model, read.tokenizer, device)
+            raise ExportError(f"{folder} holds a {family.kind} model but no tokenizer, which vectors of text need")
+        return cls(family, read.model, read.tokenizer, device)
 
     @property
     def num_layers(self) -> int:

@@ -1,6 +1,6 @@
 """The contract between a family of models and everything else."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
@@ -10,9 +10,10 @@ from numpy.typing import NDArray
 from torch import Tensor, device, dtype, nn
 
 from pretrain.data.blocks import Arrays, Block, Examples
+from pretrain.data.blocks import ExampleMaker as ExampleMaker
 from pretrain.data.documents import Encoded as Encoded
 from pretrain.models.baselines import Baseline, Part, UnavailableBaseline
-from pretrain.models.loss import Batch, Objective
+from pretrain.models.loss import Objective
 
 
 class LayerVectors(NamedTuple):
@@ -50,6 +51,10 @@ class Tokenizer(Protocol):
     def sentence_end(self) -> int | None:
         """The id predicted at the end of every sentence, where there is one."""
 
+    @property
+    def options(self) -> Mapping[str, Any]:
+        """The options of the tokenizer's config that say how text is cut, as this tokenizer cuts it."""
+
     def encode(self, sentences: Sequence[str]) -> Encoded:
         """Sentences as tokens without special ones, for training."""
 
@@ -58,23 +63,6 @@ class Tokenizer(Protocol):
 
     def save(self, folder: Path) -> None:
         """Writes the vocabulary, and what else is needed to load it again, into `folder`."""
-
-
-class ExampleMaker(Protocol):
-    """Turns blocks into examples and examples into batches; pure functions of their arguments."""
-
-    def make(self, block: Block, rng: np.random.Generator, *, pad: bool = False) -> Examples:
-        """The examples of a block; `pad` (held-out text) keeps what does not fill the last ones, without a loss."""
-
-    def counts(self, examples: Arrays) -> dict[str, int]:
-        """Predictions per loss term, and `tokens`: the real (unpadded) tokens.
-
-        There may also be `places`: tokens and padding, and `<term>.<kind>`: how many of a term's predictions are of a
-        kind. Their shares are logged. And `sequences`, and what else the config's `flops_per_token` asks for.
-        """
-
-    def collate(self, examples: Arrays) -> Batch:
-        """A micro-batch."""
 
 
 class SentenceExamples(Examples, Protocol):

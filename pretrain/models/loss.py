@@ -1,4 +1,4 @@
-"""Loss terms, their sums, and the held-out loss; plain torch."""
+"""Loss terms and their sums; plain torch."""
 
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -9,8 +9,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from pretrain.errors import DataError
-from pretrain.runtime.distributed import max_over_ranks, sum_over_ranks
+from pretrain.runtime.collectives import sum_over_ranks
 
 Batch = Mapping[str, Tensor]
 """A micro-batch: integer tensors by name."""
@@ -147,47 +146,7 @@ Step = Callable[[Any, Tensor | None], tuple[Mapping[str, LossTerm], Tensor | Non
 """(batch, carried state) -> (loss terms, carried state)."""
 
 
-def measure_held_out(
-    step: Step,
-    blocks: Sequence[Any],
-    batches_of: Callable[[Any], Sequence[Any]],
-    *,
-    rank: int = 0,
-    ranks: int = 1,
-    device: torch.device,
-) -> Losses:
-    """The loss over held-out blocks, each prediction exactly once, whatever the number of ranks.
-
-    Ranks take blocks in turn. State is carried within a block and starts at zero in each, so that no block's loss
-    depends on who read the one before. Under ZeRO 3 a forward pass is a collective: ranks that run out of batches
-    repeat one and leave it out of the sums.
-    """
-    sums = LossSums()
-    names: list[str] = []
-    spare: Any = None
-    for first in range(0, len(blocks), ranks):
-        mine = first + rank
-        batches = batches_of(blocks[mine]) if mine < len(blocks) else []
-        needed = max_over_ranks(len(batches), device)
-        carried: Tensor | None = None
-        for i in range(needed):
-            if i < len(batches):
-                spare = batches[i]
-            elif spare is None:
-                spare = next(batch for place in blocks for batch in batches_of(place))
-            terms, state = step(spare, carried if i < len(batches) else None)
-            names = names or list(terms)
-            if i < len(batches):
-                carried = state
-                sums.add(terms)
-            else:
-                sums.add({name: nothing(term) for name, term in terms.items()})
-    if not names:
-        raise DataError("the text to evaluate on gives no example: there is too little of it")
-    return sums.reduce(names, device)
-
-
-def nothing(term: LossTerm) -> LossTerm:
+def zeroed(term: LossTerm) -> LossTerm:
     """The same term over no prediction."""
     total, count = torch.zeros_like(term.total), torch.zeros_like(term.count)
     correct, classes = (None if part is None else torch.zeros_like(part) for part in (term.correct, term.classes))

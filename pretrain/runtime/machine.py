@@ -1,9 +1,10 @@
 """What computes: its name, how fast it multiplies matrices, and how much memory a stretch of work takes."""
 
+import contextlib
 import ctypes
 import platform
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import torch
@@ -18,6 +19,13 @@ def device_name(device: torch.device) -> str:
     if device.type == "cuda":
         return torch.cuda.get_device_name()
     return f"CPU ({platform.machine()}, {torch.backends.cpu.get_cpu_capability()})"
+
+
+@contextlib.contextmanager
+def exact_float32() -> Iterator[None]:
+    """On CUDA, float32 that is float32: cuDNN convolves in TF32 by default, which keeps three digits."""
+    with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
+        yield
 
 
 def wait(device: torch.device) -> None:

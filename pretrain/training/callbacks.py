@@ -1,61 +1,93 @@
-"""What happens at the end of a step, in this order: count it, measure held-out loss, write metrics, save."""
+"""What happens before the first step, and at the end of each: count it, guard it, measure, log, save."""
 
 import logging
 import math
-import os
-import secrets
-import sys
+import signal
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
-import torch
 from lightning.pytorch import Callback, Trainer
-from tqdm import tqdm
 
 from pretrain.config.run import RunConfig
 from pretrain.data.loader import MicroBatch
-from pretrain.data.stream import StreamPosition
 from pretrain.errors import TrainingError
 from pretrain.models.loss import Losses, LossSums
-from pretrain.runtime.distributed import gather_objects
-from pretrain.runtime.run_folder import RunFolder, versions
+from pretrain.runs import checkpoints
+from pretrain.runs.checkpoints import Best, ResumePoint, State
+from pretrain.runs.folder import RunFolder, versions
+from pretrain.runs.metrics import Sink, open_sinks
+from pretrain.runtime.collectives import gather_objects
 from pretrain.runtime.throughput import Throughput
-from pretrain.training import checkpoint
+from pretrain.training import sharded_states
+from pretrain.training.evaluation import HeldOut
 from pretrain.training.module import Pretraining
+from pretrain.training.optimizer import share_out
 
 log = logging.getLogger(__name__)
 
-Measure = Callable[[Trainer, Pretraining], Losses]
+
+class Restore(Callback):
+    """What is done once the strategy holds the model: a checkpoint is put in place, and the optimizer told its slices.
+
+    One of Lightning's habits is taken over as well.
+    """
+
+    def __init__(self, config: RunConfig, resume: ResumePoint | None) -> None:
+        self._config = config
+        self._resume = resume
+
+    def on_train_start(self, trainer: Trainer, module: Pretraining) -> None:  # type: ignore[override]
+        """Before the first step."""
+        # Lightning broadcasts after every micro-batch whether a SIGTERM came, and its handler deadlocks where only one
+        # rank got it. Ours only notes it; the step's own all-reduce tells the others.
+        trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor = lambda: None  # type: ignore[method-assign]
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        optimizer, stage = trainer.optimizers[0], self._config.sharding.zero_stage
+        if stage > 0:
+            share_out(optimizer, stage)
+        if self._resume is None:
+            sharded_states.begin(module.model, optimizer, self._config.optimizer, zero_stage=stage)
+        else:
+            path = self._resume.checkpoint
+            sharded_states.restore(path, module.model, optimizer, self._config.optimizer, zero_stage=stage)
+            carried = checkpoints.read_carried(path, trainer.global_rank, trainer.world_size)
+            module.carried = None if carried is None else carried.to(module.device)
+        gather_objects(None)
 
 
 class StepEnd(Callback):
-    """The steps of one start, from the first to `stop`."""
+    """The steps of one start, from where it resumes to `stop`."""
 
     def __init__(
-        self,
-        config: RunConfig,
-        folder: RunFolder,
-        *,
-        positions: StreamPosition,
-        best: float | None,
-        stop: int,
-        measure: Measure | None,
+        self, config: RunConfig, folder: RunFolder, start: State, *, stop: int, held_out: HeldOut | None
     ) -> None:
         self._config = config
         self._folder = folder
-        self._positions = dict(enumerate(positions))  # of the last step trained, for this rank's lanes
-        self._best = best
+        self._corpus = start.corpus
+        self._position = start.position  # after the last step trained: of this rank's lanes, or of all at the start
+        self._best = start.best
         self._stop = stop
-        self._measure = measure
+        self._held_out = held_out
         self._throughput = Throughput()
-        self._watchers: list[Any] = []
+        self._sinks: list[Sink] = []
 
     def on_train_start(self, trainer: Trainer, module: Pretraining) -> None:  # type: ignore[override]
-        """Rank 0 opens what watches the run."""
+        """Rank 0 opens what watches the run. Where there is no step to train, the model is saved as it is."""
+        self._forget_best_of_other_text()
         if trainer.is_global_zero:
-            self._watchers = [Console(self._config, module.step, self._stop), *open_wandb(self._config, self._folder)]
+            self._sinks = open_sinks(self._config, self._folder.path, module.step, self._stop)
+            checkpoints.link_best(self._folder.checkpoints, self._best)
+        if module.step == self._stop:
+            self._save(trainer, module, None)
         self._throughput = Throughput()
+
+    def _forget_best_of_other_text(self) -> None:
+        if self._best is not None and self._held_out is not None and self._best.text != self._held_out.text:
+            log.info(
+                "held-out text: %s, before: %s: the best step is chosen anew", self._held_out.text, self._best.text
+            )
+            self._best = None
 
     def on_train_batch_start(self, trainer: Trainer, module: Pretraining, batch: MicroBatch, batch_idx: int) -> None:  # type: ignore[override]
         """The learning rate is a pure function of the step."""
@@ -71,91 +103,85 @@ class StepEnd(Callback):
         """Ends the step with its last micro-batch."""
         if not batch.last:
             return
-        learning_rate = self._learning_rate(module.step)
-        module.step += 1
-        self._positions |= batch.share.positions
-        self._throughput.add(module.counts["tokens"])
-        config, step = self._config, module.step
-        last = step == self._stop
-        evaluate = self._measure is not None and (step % config.evaluation.every_steps == 0 or last)
-        save = step % config.checkpoint.every_steps == 0 or last
-        if evaluate or save or last or step % config.logging.every_steps == 0:
-            line = self._line(module, learning_rate, gradient_norm(trainer, module))
+        self._count(module, batch)
+        last = module.step == self._stop or module.stopping
+        save = last or module.step % self._config.checkpoint.every_steps == 0
+        # wherever it could be the best, a checkpoint is measured
+        measure = self._held_out is not None and (save or module.step % self._config.evaluation.every_steps == 0)
+        if measure or save or module.step % self._config.logging.every_steps == 0:
+            line = self._guard(trainer, module)
             self._throughput.pause()
-            held_out = self._evaluate(trainer, module, line) if evaluate else None
-            if trainer.is_global_zero:
-                self._write(line)
+            held_out = self._measure(trainer, module, line) if measure else None
+            self._log(trainer, line)
             if save:
                 self._save(trainer, module, held_out)
             self._throughput.go_on()
+        if last:
+            trainer.should_stop = True
 
-    def _line(self, module: Pretraining, learning_rate: float, norm: float | None) -> dict[str, Any]:
-        """The metrics since the last line; raises TrainingError, on all ranks alike, where the loss is no number."""
+    def _count(self, module: Pretraining, batch: MicroBatch) -> None:
+        """The step is trained: its data counts as used."""
+        module.step += 1
+        self._position = batch.step_examples.position
+        self._throughput.add(module.counts["tokens"])
+
+    def _guard(self, trainer: Trainer, module: Pretraining) -> dict[str, Any]:
+        """The metrics since the last line; raises TrainingError, on all ranks alike, where they are NaN or infinite."""
         losses = module.sums.reduce(module.sums.names, module.device)
         module.sums = LossSums()
+        norm = gradient_norm(trainer, module)
         check_finite(module.step, "the loss", losses.loss)
         check_finite(module.step, "the norm of the gradient", 0.0 if norm is None else norm)
         line: dict[str, Any] = {"step": module.step, "loss": losses.loss} | losses.metrics
         line |= {
-            "learning_rate": learning_rate,
+            "learning_rate": self._learning_rate(module.step - 1),
             "gradient_norm": norm,
             "tokens_per_second": self._throughput.read(),
             "tokens": module.counts["tokens"],
             "data_digest": f"{module.digest:016x}",
             "time": time.time(),
         }
-        return line | shares(module.counts)
+        return line | count_ratios(module.counts)
 
-    def _evaluate(self, trainer: Trainer, module: Pretraining, line: dict[str, Any]) -> float:
-        assert self._measure is not None
-        losses = self._measure(trainer, module)
+    def _measure(self, trainer: Trainer, module: Pretraining, line: dict[str, Any]) -> Losses:
+        """The held-out loss, which `line` gets too."""
+        assert self._held_out is not None
+        losses = self._held_out.measure(trainer, module)
         check_finite(module.step, "the held-out loss", losses.loss)
         line |= {"held_out_loss": losses.loss, "held_out_perplexity": losses.perplexity}
         line |= {f"held_out_{name}": value for name, value in losses.metrics.items()}
-        return losses.loss
+        return losses
 
-    def _write(self, line: dict[str, Any]) -> None:
-        self._folder.log(line)
-        for watcher in self._watchers:
-            watcher.log(line)
+    def _log(self, trainer: Trainer, line: dict[str, Any]) -> None:
+        for sink in self._sinks if trainer.is_global_zero else ():
+            sink.log(line)
 
-    def _save(self, trainer: Trainer, module: Pretraining, held_out: float | None) -> None:
+    def _save(self, trainer: Trainer, module: Pretraining, held_out: Losses | None) -> None:
         """A checkpoint of this step; the best if its held-out loss is."""
-        best = held_out is not None and (self._best is None or held_out < self._best)
-        if best:
-            self._best = held_out
+        if held_out is not None and (self._best is None or held_out.loss < self._best.loss):
+            assert self._held_out is not None
+            self._best = Best(module.step, held_out.loss, self._held_out.text)
         rank, ranks, stage = trainer.global_rank, trainer.world_size, self._config.sharding.zero_stage
-        merged = {lane: place for part in gather_objects(self._positions_of(trainer)) for lane, place in part.items()}
-        state = checkpoint.State(
-            step=module.step,
-            positions=[merged[lane] for lane in sorted(merged)],
-            versions=versions(),
-            best=self._best,
-        )
-        tensors = checkpoint.collect(
+        position = type(self._position).join(gather_objects(self._position))
+        state = State(module.step, position, self._corpus, versions(), self._best)
+        tensors = sharded_states.collect(
             module.model, trainer.optimizers[0], self._config.optimizer, zero_stage=stage, rank=rank, ranks=ranks
         )
         for name in gather_objects(next((k for k, v in tensors.items() if not v.isfinite().all()), None)):
             check_finite(module.step, name, math.nan if name else 0.0)
-        path = checkpoint.save(self._folder.checkpoints, state, tensors, module.carried, rank=rank, ranks=ranks)
+        checkpoints.save(self._folder.checkpoints, state, tensors, module.carried, rank=rank, ranks=ranks)
         if trainer.is_global_zero:
-            if best:
-                checkpoint.mark_best(self._folder.checkpoints, path)
-            checkpoint.prune(path, self._config.checkpoint.keep_last)
-
-    def _positions_of(self, trainer: Trainer) -> dict[int, tuple[int, int]]:
-        """The positions of this rank's own lanes."""
-        mine = rank_lanes(self._config, trainer.global_rank, trainer.world_size)
-        return {lane: self._positions[lane] for lane in mine}
+            checkpoints.link_best(self._folder.checkpoints, self._best)
+            checkpoints.prune(self._folder.checkpoints, state, self._config.checkpoint.keep_last)
 
     def on_train_end(self, trainer: Trainer, module: Pretraining) -> None:  # type: ignore[override]
         """Closes what watches the run."""
-        for watcher in self._watchers:
-            watcher.close()
+        for sink in self._sinks:
+            sink.close()
 
 
-def shares(counts: Mapping[str, int]) -> dict[str, float]:
-    """Of one step's counts: `fill`, the share of its places that hold tokens, and of predictions, those of a kind."""
+def count_ratios(counts: Mapping[str, int]) -> dict[str, float]:
+    """Of one step's counts: `fill`, the share of token slots that hold tokens, and of predictions, those of a kind."""
     kinds = {name: name.split(".")[0] for name in counts if "." in name}
     found = {f"{name.replace('.', '_')}_share": counts[name] / max(counts[term], 1) for name, term in kinds.items()}
     return found | ({"fill": counts["tokens"] / counts["places"]} if "places" in counts else {})
@@ -165,15 +191,9 @@ def check_finite(step: int, what: str | None, value: float) -> None:
     """Raises TrainingError for infinity and NaN; the values of all ranks are to be alike."""
     if not math.isfinite(value):
         raise TrainingError(
-            f"step {step}: {what} is {value}: nothing was saved since the last checkpoint; "
+            f"step {step}: {what} is NaN or infinite ({value}): nothing was saved since the last checkpoint; "
             "lower optimizer.peak_learning_rate or lengthen schedule.warmup_steps"
         )
-
-
-def rank_lanes(config: RunConfig, rank: int, ranks: int) -> range:
-    """The contiguous run of lanes that a rank owns."""
-    share = config.data.lanes // ranks
-    return range(rank * share, (rank + 1) * share)
 
 
 def gradient_norm(trainer: Trainer, module: Pretraining) -> float | None:
@@ -181,77 +201,3 @@ def gradient_norm(trainer: Trainer, module: Pretraining) -> float | None:
     engine: Any = trainer.strategy.model
     known = engine.get_global_grad_norm() if hasattr(engine, "get_global_grad_norm") else module.gradient_norm
     return None if known is None else float(known)
-
-
-class Console:
-    """One line per logging interval with fixed columns, or a progress bar on a terminal."""
-
-    def __init__(self, config: RunConfig, start: int, stop: int) -> None:
-        self._bar: Any = None
-        if sys.stderr.isatty() or os.environ.get("PRETRAIN_PROGRESS") == "bar":
-            self._bar = tqdm(total=stop, initial=start, desc=config.name, unit="step", dynamic_ncols=True)
-        else:
-            log.info("%8s %9s %10s %12s %9s", "step", "loss", "lr", "tokens/s", "held-out")
-
-    def log(self, line: dict[str, Any]) -> None:
-        """Shows a line of metrics."""
-        held_out = f"{line['held_out_loss']:9.4f}" if "held_out_loss" in line else ""
-        if self._bar is not None:
-            shown = {"loss": f"{line['loss']:.3f}", "tokens/s": f"{line['tokens_per_second']:,.0f}"}
-            self._bar.set_postfix(shown | ({"held-out": held_out.strip()} if held_out else {}), refresh=False)
-            self._bar.update(line["step"] - self._bar.n)
-        else:
-            rate, lr = line["tokens_per_second"], line["learning_rate"]
-            log.info("%8d %9.4f %10.3e %12s %9s", line["step"], line["loss"], lr, f"{rate:,.0f}", held_out)
-
-    def close(self) -> None:
-        """Ends the bar."""
-        if self._bar is not None:
-            self._bar.close()
-
-
-def open_wandb(config: RunConfig, folder: RunFolder) -> list["WandbLog"]:
-    """The W&B run, or nothing where it is off."""
-    return [] if config.logging.wandb == "off" else [WandbLog(config, folder)]
-
-
-class WandbLog:
-    """The run in Weights & Biases; every start goes on with the same run id."""
-
-    def __init__(self, config: RunConfig, folder: RunFolder) -> None:
-        import wandb
-
-        identity = folder.path / "wandb" / "run_id"
-        identity.parent.mkdir(exist_ok=True)
-        if not identity.exists():
-            identity.write_text(secrets.token_hex(4) + "\n", encoding="utf-8")
-        self._run = wandb.init(
-            project=config.logging.wandb_project,
-            entity=config.logging.wandb_entity,
-            name=config.name,
-            id=identity.read_text(encoding="utf-8").strip(),
-            resume="allow" if config.logging.wandb == "online" else None,
-            mode="online" if config.logging.wandb == "online" else "offline",
-            dir=str(folder.path),
-            config=config.model_dump(mode="json"),
-            settings=wandb.Settings(silent=True, console="off"),
-        )
-
-    def log(self, line: dict[str, Any]) -> None:
-        """Logs a line of metrics at its step."""
-        self._run.log({key: value for key, value in line.items() if value is not None}, step=line["step"])
-
-    def close(self) -> None:
-        """Finishes writing."""
-        self._run.finish()
-
-
-def held_out_step(trainer: Trainer, module: Pretraining) -> Callable[[Any, Any], Any]:
-    """A function (batch, carried) -> (terms, carried) through whatever wraps the model."""
-
-    def step(batch: Any, carried: Any) -> Any:
-        moved = {name: tensor.to(module.device) for name, tensor in batch.items()}
-        with torch.no_grad():
-            return trainer.strategy.test_step(moved, carried)
-
-    return step

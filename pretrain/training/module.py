@@ -1,6 +1,6 @@
 """One LightningModule for every family: it feeds the objective, and scales its loss so that no split matters."""
 
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from lightning.pytorch import LightningModule
@@ -8,14 +8,15 @@ from torch import Tensor
 
 from pretrain.config.run import RunConfig
 from pretrain.data.loader import MicroBatch
-from pretrain.data.stream import Share
+from pretrain.data.stream import StepExamples
 from pretrain.models import get_family
 from pretrain.models.family import Tokenizer
 from pretrain.models.loss import Batch, LossSums, LossTerm
-from pretrain.runtime.distributed import HostSums
-from pretrain.runtime.seeding import seed_of
+from pretrain.runs.trained import build_initial_model
+from pretrain.runtime.collectives import HostSums
+from pretrain.runtime.signals import StopRequest
 from pretrain.training.optimizer import build_optimizer
-from pretrain.training.trained import build_initial_model
+from pretrain.training.steps import forward_pass
 
 
 class Pretraining(LightningModule):
@@ -46,6 +47,10 @@ class Pretraining(LightningModule):
         self._sum_over_ranks: HostSums | None = None
         self.digest = 0
         """Of the current step, over all ranks."""
+        self.stop_request = StopRequest()
+        """Whether this process was asked to stop."""
+        self.stopping = False
+        """Whether any rank was, when the current step began: it is the last one, on all ranks."""
 
     def transfer_batch_to_device(self, batch: MicroBatch, device: torch.device, dataloader_idx: int) -> MicroBatch:
         """Moves a micro-batch's tensors, without waiting for the device; all else stays as it is."""
@@ -63,28 +68,29 @@ class Pretraining(LightningModule):
     def training_step(self, batch: MicroBatch, batch_idx: int) -> Tensor:
         """This micro-batch's part of the step's mean loss, to take the gradient of: scaled up for what divides it."""
         if batch.index == 0:
-            self._count_step(batch.share)
-        seed, rank = self.config.seed, self.trainer.global_rank
-        torch.manual_seed(seed_of(seed, "dropout", self.step, batch.index, rank))
+            self._count_step(batch.step_examples)
         size = self.config.batch.micro_size
         rows = slice(batch.index * size, (batch.index + 1) * size)
         carried = None if self.carried is None else self.carried[rows].clone()  # backward still needs it
-        terms, carried = self.objective(self.model, batch.tensors, carried, seed=seed_of(seed, "objective", self.step))
+        rank = self.trainer.global_rank
+        loss, terms, carried = forward_pass(
+            self.config, self.objective, self.model, batch, carried, self.counts, step=self.step, rank=rank
+        )
         if carried is not None:
             self._carry(rows, carried)
         self.sums.add(terms)
-        loss: Any = sum(term.weight * term.total / max(self.counts[name], 1) for name, term in terms.items())
-        scaled: Tensor = loss * self.family.training.gradient_scale(self.config.objective) * self._divisors()
-        return scaled
+        return loss * self.family.training.gradient_scale(self.config.objective) * self._divisors()
 
-    def _count_step(self, share: Share) -> None:
-        """One small all-reduce between hosts: the step's counts and digest over all ranks."""
+    def _count_step(self, examples: StepExamples) -> None:
+        """One small all-reduce between hosts: the step's counts and digest, and whether any rank was asked to stop."""
         assert self._sum_over_ranks is not None
-        names = sorted(share.counts)
-        signed = share.digest - 2**64 if share.digest >= 2**63 else share.digest
-        *counts, digest = self._sum_over_ranks([*(share.counts[name] for name in names), signed])
+        names = sorted(examples.counts)
+        signed = examples.digest - 2**64 if examples.digest >= 2**63 else examples.digest
+        counts = [examples.counts[name] for name in names]
+        *counts, digest, asked = self._sum_over_ranks([*counts, signed, int(self.stop_request.received)])
         self.counts = dict(zip(names, counts, strict=True))
         self.digest = digest % 2**64
+        self.stopping = asked > 0
 
     def _divisors(self) -> float:
         """What the gradient is divided by on its way: ranks are averaged; Lightning and DeepSpeed each divide by k."""

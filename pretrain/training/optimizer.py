@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.optim import AdamW, Optimizer
 
 from pretrain.config.training import AdagradConfig, LambConfig, OptimizerConfig
-from pretrain.runtime.distributed import sum_over_ranks
+from pretrain.runtime.collectives import sum_over_ranks
 
 STATES = {"adamw": ("exp_avg", "exp_avg_sq"), "lamb": ("exp_avg", "exp_avg_sq"), "adagrad": ("sum",)}
 """The per-element states of each optimizer, as a checkpoint stores them."""

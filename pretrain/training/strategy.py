@@ -2,7 +2,6 @@
 
 import importlib
 import os
-from datetime import timedelta
 from typing import Any
 
 import torch
@@ -10,8 +9,7 @@ from lightning.pytorch.accelerators import CPUAccelerator
 from lightning.pytorch.strategies import DDPStrategy, DeepSpeedStrategy, SingleDeviceStrategy, Strategy
 
 from pretrain.config.run import RunConfig
-
-TIMEOUT = timedelta(minutes=30)
+from pretrain.runtime.collectives import TIMEOUT
 
 
 class ZeroStrategy(DeepSpeedStrategy):

@@ -2,39 +2,26 @@
 
 import logging
 import os
-import signal
 import warnings
-from pathlib import Path
-from typing import Any
 
 import torch
 from lightning.fabric.plugins.environments.torchelastic import TorchElasticEnvironment
 from lightning.pytorch import Callback, Trainer
 
 from pretrain.config.run import RunConfig
-from pretrain.data.loader import StepLoader
-from pretrain.data.store import Store
-from pretrain.data.stream import (
-    Corpus,
-    PreparedSource,
-    StreamPosition,
-    held_out_blocks,
-    held_out_sources,
-    training_sources,
-)
-from pretrain.errors import DataError
-from pretrain.models import get_family
+from pretrain.data.corpus import PreparedCorpus
+from pretrain.data.stream import StreamPosition
 from pretrain.models.family import Tokenizer
-from pretrain.models.loss import Losses, measure_held_out
-from pretrain.runtime.distributed import World, gather_objects
+from pretrain.runs.checkpoints import ResumePoint, State
+from pretrain.runs.folder import RunFolder, versions
+from pretrain.runs.trained import read_tokenizer, select_backends
 from pretrain.runtime.logging import ignore_known_warnings, quiet_libraries
-from pretrain.runtime.run_folder import RunFolder
-from pretrain.training import checkpoint
-from pretrain.training.callbacks import Measure, StepEnd, held_out_step, rank_lanes
+from pretrain.runtime.world import World
+from pretrain.training.callbacks import Restore, StepEnd
+from pretrain.training.evaluation import HeldOut
 from pretrain.training.module import Pretraining
-from pretrain.training.optimizer import share_out
+from pretrain.training.steps import build_loader
 from pretrain.training.strategy import build_strategy
-from pretrain.training.trained import held_out_batches, load_tokenizer, tune
 
 log = logging.getLogger(__name__)
 
@@ -45,49 +32,50 @@ def stop_step(config: RunConfig, step: int, stop_after: int | None) -> int:
     return total if stop_after is None else min(total, step + stop_after)
 
 
-def run_rank(config: RunConfig, store: Store, world: World, stop_after: int | None) -> None:
-    """Trains this rank's part from the newest checkpoint, or the beginning, to the end or `stop_after` steps on."""
+def run_rank(
+    config: RunConfig, corpus: PreparedCorpus, resume: ResumePoint | None, world: World, stop_after: int | None = None
+) -> int:
+    """Trains this rank's part from `resume`, or the beginning, to the end or `stop_after` steps on.
+
+    Returns the step at which it ended: earlier than that where it was asked to stop.
+    """
     quiet_libraries()
     folder = RunFolder(config.folder)
-    newest = checkpoint.find_newest(folder.checkpoints)
-    state = checkpoint.read_state(newest) if newest else None
-    step = state.step if state else 0
-    stop = stop_step(config, step, stop_after)
-    manifest = store.read_manifest()
-    if manifest is None:
-        raise DataError(f"{store.url}: not prepared")
-    tokenizer = load_tokenizer(config, store)
-    module = build_module(config, tokenizer, fresh=newest is None)
-    module.step = step
-    if state is None:
-        positions: StreamPosition = [(0, 0)] * config.data.lanes
-    else:
-        positions = state.positions
-    if world.rank == 0:
-        folder.begin(config, step, world.size, store.absolute)
-        if newest:
-            log.info("resuming %s at step %d of %d", folder.path, step, config.schedule.total_steps)
-    set_up_arithmetic(config.deterministic)
+    start = resume.state if resume else _beginning(config, corpus)
+    stop = stop_step(config, start.step, stop_after)
+    tokenizer = read_tokenizer(config, corpus.fetch_tokenizer())
+    module = build_module(config, tokenizer, fresh=resume is None)
+    module.step = start.step
     device = rank_device(world)
-    for line in tune(config, module.model, device):
+    set_up_arithmetic(config.deterministic)
+    for line in select_backends(config, module.model, device):
         log.info("%s", line)
-    callbacks: list[Callback] = [
-        Restore(newest, config),
-        StepEnd(
+    held_out = HeldOut(config, module, tokenizer, corpus) if corpus.held_out else None
+    if world.rank == 0:
+        folder.begin(
             config,
-            folder,
-            positions=positions,
-            best=state.best if state else None,
-            stop=stop,
-            measure=held_out_measure(config, tokenizer, held_out_sources(store, manifest)),
-        ),
+            start.step,
+            ranks=world.size,
+            threads=torch.get_num_threads(),
+            prepared=corpus.absolute,
+            tokenizer=corpus.fetch_tokenizer(),
+        )
+        if resume:
+            log.info("resuming %s at step %d of %d", folder.path, start.step, config.schedule.total_steps)
+    callbacks: list[Callback] = [
+        Restore(config, resume),
+        StepEnd(config, folder, start, stop=stop, held_out=held_out),
     ]
-    weights = [source.weight for source in config.data.sources]
-    loader = build_loader(config, tokenizer, training_sources(store, manifest, weights), positions, world)
-    trainer = build_trainer(config, world, device, callbacks, steps=stop - step)
-    with warnings.catch_warnings():
+    loader = build_loader(config, tokenizer, corpus, start.position, world)
+    trainer = build_trainer(config, world, device, callbacks, steps=stop - start.step)
+    with warnings.catch_warnings(), module.stop_request.listen():
         ignore_known_warnings()
         trainer.fit(module, train_dataloaders=loader)
+    return module.step
+
+
+def _beginning(config: RunConfig, corpus: PreparedCorpus) -> State:
+    return State(0, StreamPosition.start(config.data.lanes), corpus.identity, versions(), None)
 
 
 def set_up_arithmetic(deterministic: bool) -> None:
@@ -106,74 +94,6 @@ def build_module(config: RunConfig, tokenizer: Tokenizer, *, fresh: bool) -> Pre
         new = module.family.format.initialize(module.model, start, tokenizer)
         log.info("initialised from %s%s", start, f"; new: {', '.join(new)}" if new else "")
     return module
-
-
-def build_loader(
-    config: RunConfig, tokenizer: Tokenizer, sources: list[PreparedSource], positions: StreamPosition, world: World
-) -> StepLoader:
-    """This rank's micro-batches from `positions` on."""
-    build_examples = get_family(config.model.kind).training.build_examples
-    maker = build_examples(config.model, config.objective, tokenizer, config.rows_per_lane)
-    return StepLoader(
-        Corpus(sources, maker, config.seed, config.data.lanes),
-        rank_lanes(config, world.rank, world.size),
-        config.rows_per_lane,
-        config.batch.micro_size,
-        maker.collate,
-        positions=positions,
-        workers=config.data.workers,
-    )
-
-
-def held_out_measure(config: RunConfig, tokenizer: Tokenizer, sources: list[PreparedSource]) -> Measure | None:
-    """A function that measures the held-out loss; None where nothing is held out."""
-    blocks = held_out_blocks(sources, config.evaluation.blocks)
-    if not blocks:
-        return None
-    batches_of = held_out_batches(config.model, config.objective, tokenizer, sources)
-    if not any(batches_of(block) for block in blocks):  # before hours of training, not after them
-        raise DataError(f"data.held_out is {config.data.held_out}: that text is too little for one example")
-
-    def measure(trainer: Trainer, module: Pretraining) -> Losses:
-        model: Any = trainer.strategy.model
-        model.eval()
-        module.eval()
-        rank, ranks = trainer.global_rank, trainer.world_size
-        step = held_out_step(trainer, module)
-        losses = measure_held_out(step, blocks, batches_of, rank=rank, ranks=ranks, device=module.device)
-        model.train()
-        module.train()
-        return losses
-
-    return measure
-
-
-class Restore(Callback):
-    """What is done once the strategy holds the model: a checkpoint is put in place, and the optimizer told its shares.
-
-    Two of Lightning's habits are taken over as well.
-    """
-
-    def __init__(self, path: Path | None, config: RunConfig) -> None:
-        self._path = path
-        self._config = config
-
-    def on_train_start(self, trainer: Trainer, module: Pretraining) -> None:  # type: ignore[override]
-        """Before the first step."""
-        # Lightning broadcasts after every micro-batch whether a SIGTERM came, and its handler deadlocks where only
-        # one rank got it. A SIGTERM ends a rank, the launcher ends the others, and the last checkpoint counts.
-        trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor = lambda: None  # type: ignore[method-assign]
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
-        stage = self._config.sharding.zero_stage
-        if stage > 0:
-            share_out(trainer.optimizers[0], stage)
-        if self._path is not None:
-            checkpoint.restore(
-                self._path, module.model, trainer.optimizers[0], self._config.optimizer, zero_stage=stage
-            )
-            carried = checkpoint.read_carried(self._path, trainer.global_rank, trainer.world_size)
-            module.carried = None if carried is None else carried.to(module.device)
-        gather_objects(None)
 
 
 def rank_device(world: World) -> torch.device:

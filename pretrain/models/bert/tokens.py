@@ -58,6 +58,13 @@ class WordPieceTokenizer:
         return make, (self._pieces,)
 
     @property
+    def options(self) -> dict[str, bool]:
+        """The options of `WordPieceConfig` that say how text is cleaned."""
+        normalizer = self._pieces.normalizer
+        strip = normalizer.strip_accents
+        return {"lowercase": normalizer.lowercase, "strip_accents": normalizer.lowercase if strip is None else strip}
+
+    @property
     def sentence_end(self) -> int | None:
         """None: no id is predicted at the end of every sentence."""
         return None

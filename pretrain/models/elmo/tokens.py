@@ -105,6 +105,11 @@ class WordTokenizer:
         return len(self.vocabulary)
 
     @property
+    def options(self) -> dict[str, str | bool]:
+        """The options of `WordsConfig` that say how text is cut."""
+        return {"word_split": self.words, "lowercase": self.lowercase}
+
+    @property
     def sentence_begin(self) -> int:
         """The id of `<S>`, which the backward model predicts at the end of every sentence."""
         return self._ids[SENTENCE_BEGIN]

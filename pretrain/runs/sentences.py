@@ -10,7 +10,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from pretrain.data.blocks import Arrays, Block
-from pretrain.data.stream import PreparedSource, held_out_generator
+from pretrain.data.corpus import PreparedSource
+from pretrain.data.stream import BlockId, held_out_generator
 from pretrain.models.family import SentenceMaker
 from pretrain.models.loss import Batch, LossTerm, Step
 
@@ -85,11 +86,11 @@ class SentenceScorer:
         self._maker, self._sources, self._rows, self._step, self._write = maker, sources, rows, step, write
         self._numbers: dict[tuple[str, int], Iterator[int]] = {}
 
-    def batches_of(self, place: tuple[int, int]) -> list[_Window]:
-        """The batches of a (source, block)."""
-        source = self._sources[place[0]]
-        block = source.block(place[1])
-        examples = self._maker.make(block, held_out_generator(place), pad=True)
+    def batches_of(self, block_id: BlockId) -> list[_Window]:
+        """The batches of a block."""
+        source = self._sources[block_id[0]]
+        block = source.block(block_id[1])
+        examples = self._maker.make(block, held_out_generator(block_id), pad=True)
         scores = _BlockScores(source.name, block, self._maker.unknown(block))
         windows = []
         for start in range(0, len(examples), self._rows):

@@ -28,19 +28,20 @@ class Part(NamedTuple):
     """Ids, or words, of all sentences one after another."""
 
 
-class Spool:
+class ShuffleBuckets:
     """Takes documents in, gives parts of at most `part_tokens` tokens (or one sentence) back in a random order.
 
     The order is that of a hash of (document, part): a pure function of the corpus. Memory is one bucket's, a 64th of
-    the source: 4 bytes per id, or 8 per word.
+    the source: 4 bytes per id, or 8 per word. Files are in a new folder in `scratch`, for as long as the block lasts.
     """
 
-    def __init__(self, part_tokens: int) -> None:
+    def __init__(self, part_tokens: int, scratch: Path) -> None:
         self.part_tokens = part_tokens
         self.tokens = 0
+        self._scratch = scratch
 
     def __enter__(self) -> Self:
-        self._folder = tempfile.TemporaryDirectory(prefix="pretrain-spool-")
+        self._folder = tempfile.TemporaryDirectory(prefix="buckets-", dir=self._scratch)
         self._files: dict[int, IO[bytes]] = {}
         return self
 

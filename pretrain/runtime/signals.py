@@ -1,0 +1,38 @@
+"""Requests to stop: the terminal's Ctrl-C and SIGTERM, noted instead of died from."""
+
+import contextlib
+import logging
+import signal
+import threading
+from collections.abc import Iterator
+
+log = logging.getLogger(__name__)
+
+
+class StopRequest:
+    """Whether this process was asked to stop."""
+
+    def __init__(self) -> None:
+        self.received = False
+
+    @contextlib.contextmanager
+    def listen(self) -> Iterator[None]:
+        """Notes the first SIGINT or SIGTERM; a second one ends the process as if nobody listened."""
+        if threading.current_thread() is not threading.main_thread():
+            yield  # only the main thread may change what signals do
+            return
+        before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+
+        def note(number: int, _: object) -> None:
+            self.received = True
+            signal.signal(signal.SIGINT, signal.SIG_DFL)
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
+            log.info("%s: saving after this step; once more ends at once", signal.Signals(number).name)
+
+        try:
+            for number in before:
+                signal.signal(number, note)
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
