@@ -9,8 +9,9 @@ from typing import BinaryIO
 
 from tqdm import tqdm
 
-from pretrain.embedding.embedder import Embedder, Layers, Output, Text, TextTooLong, warn_of_words_without_piece
+from pretrain.embedding.embedder import Embedder, Layers, Output, TextTooLong, warn_of_words_without_piece
 from pretrain.embedding.pooling import count_words_without_piece
+from pretrain.embedding.texts import Text
 from pretrain.embedding.writer import Hdf5Writer
 from pretrain.errors import ConfigError, DataError
 

@@ -3,17 +3,22 @@
 Its vectors are those of sentence-transformers: special tokens count like any other piece.
 """
 
+import logging
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from pretrain.embedding.pooling import Vectors
 from pretrain.errors import ExportError
+from pretrain.models.family import Tokenizer
 from pretrain.models.published_files import read_json, read_json_value, read_tensors, resolve_inside
+
+log = logging.getLogger(__name__)
 
 Step = Callable[[Tensor], Tensor]
 """[layers, pieces, width] to [layers, width'] (pooling), or [layers, width] to the same or another width."""
@@ -46,6 +51,8 @@ _WEIGHTS = ("model.safetensors", "pytorch_model.bin")
 class SentenceModules:
     """What a `modules.json` says."""
 
+    source: Path
+    """The file."""
     transformer: Path
     """The folder of the model itself."""
     steps: list[Step] = field(default_factory=list)
@@ -55,9 +62,7 @@ class SentenceModules:
     max_length: int | None = None
     """The most pieces of a text, special tokens included."""
     lowercase: bool = False
-    """Whether text is to be lower-cased, whatever the tokenizer does."""
-    default_prompt: str | None = None
-    """What sentence-transformers puts before every text by default."""
+    """Whether text is to be lower-cased before the tokenizer sees it."""
 
     def __call__(self, vectors: Vectors) -> Vectors:
         """One vector a layer, [layers, width'] from [layers, pieces, width], special tokens included.
@@ -74,6 +79,21 @@ class SentenceModules:
             x = step(x)
         pooled: Vectors = x.numpy()
         return pooled
+
+    def checked(self, width: int, tokenizer: Tokenizer) -> "SentenceModules":
+        """The same, with a `problem` where the model's vectors or its tokenizer are not what the modules are for."""
+        if self.problem is not None:
+            return self
+        cased = tokenizer.pieces(["A"]).tokens != tokenizer.pieces(["a"]).tokens
+        if self.lowercase and cased:
+            options = self.transformer / TRANSFORMER_CONFIG
+            return replace(self, problem=f"{options}: do_lower_case is true, and the tokenizer keeps the case of text")
+        try:
+            self(np.zeros((1, 1, width), np.float32))
+        except RuntimeError as error:
+            reason = str(error).splitlines()[0]
+            return replace(self, problem=f"{self.source}: its modules do not fit vectors of {width}: {reason}")
+        return self
 
 
 def read_sentence_modules(folder: Path) -> SentenceModules | None:
@@ -96,9 +116,7 @@ def read_sentence_modules(folder: Path) -> SentenceModules | None:
     length = options.get("max_seq_length")
     if length is not None and (isinstance(length, bool) or not isinstance(length, int) or length < 1):
         raise ExportError(f"{transformer / TRANSFORMER_CONFIG}: max_seq_length is {length!r}, not a number of pieces")
-    settings = _json_or_nothing(folder / "config_sentence_transformers.json")
-    prompts = settings.get("prompts")
-    prompt = prompts.get(settings.get("default_prompt_name")) if isinstance(prompts, dict) else None
+    _warn_of_prompt(folder / "config_sentence_transformers.json")
     steps: list[Step] = []
     problem: str | None = _other_output(transformer / TRANSFORMER_CONFIG, options)
     try:
@@ -108,7 +126,7 @@ def read_sentence_modules(folder: Path) -> SentenceModules | None:
             problem = problem or f"{path}: the second module is not a Pooling, which alone can be read there"
     except ExportError as error:
         problem = str(error)
-    return SentenceModules(transformer, steps, problem, length, options.get("do_lower_case") is True, prompt or None)
+    return SentenceModules(path, transformer, steps, problem, length, options.get("do_lower_case") is True)
 
 
 def _kind(module: dict[str, Any]) -> str | None:
@@ -184,6 +202,17 @@ def _other_output(path: Path, options: dict[str, Any]) -> str | None:
         if value not in (None, expected):
             return f"{path}: {key} is {value!r}; only {expected!r} can be read"
     return None
+
+
+def _warn_of_prompt(path: Path) -> None:
+    options = _json_or_nothing(path)
+    prompts, name = options.get("prompts"), options.get("default_prompt_name")
+    prompt = prompts.get(name) if isinstance(prompts, dict) and isinstance(name, str) else None
+    if prompt:
+        log.warning(
+            "%s: default_prompt_name is %r, but its prompt %r is not put before texts: give it with them",
+            path, name, prompt,
+        )  # fmt: skip
 
 
 def _json_or_nothing(path: Path) -> dict[str, Any]:

@@ -10,7 +10,6 @@ from pathlib import Path
 
 import pytest
 import torch
-
 from pretrain.runtime.distributed import (
     free_port,
     gather_objects,
@@ -21,6 +20,7 @@ from pretrain.runtime.distributed import (
     sum_over_ranks,
     world,
 )
+
 from tests.runs import REPOSITORY, clean_environment
 
 
