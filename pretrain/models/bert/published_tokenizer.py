@@ -8,17 +8,24 @@ too, but for BERT's own five, which no text can spell (see `tokens`).
 import json
 import logging
 import re
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-from tokenizers import AddedToken, models, normalizers, pre_tokenizers
 from tokenizers import Tokenizer as PieceTokenizer
+from tokenizers import models, normalizers, pre_tokenizers
 
 from pretrain.errors import ExportError
 from pretrain.models.bert.published_config import check_model_type
-from pretrain.models.bert.tokens import CLS, CONTINUATION, MASK, PADDING, SEP, SPECIAL, UNKNOWN, WordPieceTokenizer
-from pretrain.models.bert.tokens import bert_pieces as build_pieces
+from pretrain.models.bert.tokenizer_files import (
+    TokenizerFiles,
+    added_by_id,
+    check_roles,
+    named_tokens,
+    read_flag,
+    read_max_length,
+    read_tokenizer_files,
+)
+from pretrain.models.bert.tokens import CLS, CONTINUATION, SEP, SPECIAL, UNKNOWN, WordPieceTokenizer, bert_pieces
 from pretrain.models.published_files import identify, read_json
 
 log = logging.getLogger(__name__)
@@ -29,28 +36,12 @@ AS_IN_FILE = ("PreTrainedTokenizer", "TokenizersBackend")
 """Those that are what `tokenizer.json` says."""
 JAPANESE = "BertJapaneseTokenizer"
 """The one that cuts text with a program of its own, and words as BERT's does."""
-ROLES = {"pad_token": PADDING, "unk_token": UNKNOWN, "cls_token": CLS, "sep_token": SEP, "mask_token": MASK}
 NOT_OBEYED: dict[str, tuple[Any, ...]] = {
     "do_basic_tokenize": (True, None),
     "never_split": (None, []),
     "clean_text": (True, None),
 }
 """Keys that the first versions of transformers obeyed, and what they are where they change nothing."""
-_ENDLESS = 10**9
-"""A `model_max_length` from here on means that there is none."""
-_FEWEST = 3
-"""Pieces of a text of one piece."""
-
-
-class _Files(NamedTuple):
-    """What the files beside the pieces say."""
-
-    path: Path
-    """`tokenizer_config.json`."""
-    keys: dict[str, Any]
-    """Of that, and of `special_tokens_map.json`, where transformers reads it."""
-    added: dict[int, AddedToken] | None
-    """Added tokens by id; None where `tokenizer.json` says which there are."""
 
 
 def load_tokenizer(folder: Path) -> WordPieceTokenizer | None:
@@ -64,15 +55,9 @@ def load_tokenizer(folder: Path) -> WordPieceTokenizer | None:
         return None
     config = read_json(folder / "config.json") if (folder / "config.json").is_file() else {}
     check_model_type(folder / "config.json", config)
-    files = _read_files(folder)
-    name = files.keys.get("tokenizer_class") or config.get("tokenizer_class") or CLASSES[0]
-    kind = name.removesuffix("Fast") if isinstance(name, str) else None
-    if kind not in (*CLASSES, *AS_IN_FILE, JAPANESE) or files.keys.get("auto_map"):
-        name = (
-            f"auto_map is {files.keys['auto_map']!r}" if files.keys.get("auto_map") else f"tokenizer_class is {name!r}"
-        )
-        raise ExportError(f"{files.path}: {name}; can be read: {', '.join((*CLASSES, JAPANESE))}")
-    _check_roles(files)
+    files = read_tokenizer_files(folder)
+    name, kind = _class(files, config)
+    check_roles(files)
     if kind in AS_IN_FILE:
         if not whole.is_file():
             raise ExportError(f"{files.path}: tokenizer_class is {name!r}, and {whole} is missing")
@@ -84,73 +69,26 @@ def load_tokenizer(folder: Path) -> WordPieceTokenizer | None:
     words_only = None
     if kind == JAPANESE:
         words_only = f"{files.path}: {name} cuts text with a program that is not here: give words that are cut already"
-    return WordPieceTokenizer(pieces, max_length=_max_length(files), words_only=words_only)
+    return WordPieceTokenizer(pieces, max_length=read_max_length(files), words_only=words_only)
 
 
-def _read_files(folder: Path) -> _Files:
-    path = folder / "tokenizer_config.json"
-    keys = read_json(path) if path.is_file() else {}
-    if "added_tokens_decoder" in keys:
-        return _Files(path, keys, dict(_added_by_id(path, keys["added_tokens_decoder"])))
-    added: dict[int, AddedToken] | None = None
-    specials, tokens = folder / "special_tokens_map.json", folder / "added_tokens.json"
-    if specials.is_file():
-        keys = keys | read_json(specials)
-    if tokens.is_file():
-        named = {token.content for token in _named(keys)}
-        listed = {
-            str(index): {"content": text, "normalized": text not in named} for text, index in read_json(tokens).items()
-        }
-        added = dict(_added_by_id(tokens, listed))
-    return _Files(path, keys, added)
+def _class(files: TokenizerFiles, config: dict[str, Any]) -> tuple[str, str]:
+    """The class that is asked for, and what it is called here; raises ExportError for one that is not read."""
+    name = files.keys.get("tokenizer_class") or config.get("tokenizer_class") or CLASSES[0]
+    problem = None if files.keys.get("auto_map") is None else f"auto_map is {files.keys['auto_map']!r}"
+    kind = name.removesuffix("Fast") if isinstance(name, str) else ""
+    if kind not in (*CLASSES, *AS_IN_FILE, JAPANESE):
+        problem = f"tokenizer_class is {name!r}"
+    if problem is not None:
+        raise ExportError(f"{files.path}: {problem}; can be read: {', '.join((*CLASSES, JAPANESE))}")
+    return name, kind
 
 
-def _added_by_id(path: Path, listed: Any) -> Iterator[tuple[int, AddedToken]]:
-    """Added tokens, as not special, since text may hold them."""
-    if not isinstance(listed, dict):
-        raise ExportError(f"{path}: added tokens are {listed!r}, not an object")
-    for index, token in listed.items():
-        if not index.isdecimal():
-            raise ExportError(f"{path}: added tokens: {index!r} is not an id")
-        yield int(index), _token(path, token)
-
-
-def _token(path: Path, written: Any) -> AddedToken:
-    if isinstance(written, str):
-        return AddedToken(written, normalized=False)
-    content = written.get("content") if isinstance(written, dict) else None
-    if not isinstance(content, str) or not content:
-        raise ExportError(f"{path}: {written!r} is no token")
-    flags = {key: bool(written[key]) for key in ("single_word", "lstrip", "rstrip", "normalized") if key in written}
-    return AddedToken(content, **{"normalized": not written.get("special", False)} | flags)
-
-
-def _named(keys: dict[str, Any]) -> list[AddedToken]:
-    """The tokens that keys name, but for those of `ROLES`."""
-    named = [value for key, value in keys.items() if key.endswith("_token") and key not in ROLES]
-    for key in ("additional_special_tokens", "extra_special_tokens"):
-        more = keys.get(key) or []
-        named += list(more.values()) if isinstance(more, dict) else more
-    tokens = [value for value in named if isinstance(value, str | dict) and value]
-    return [
-        _token(Path("special tokens"), value | {"special": True} if isinstance(value, dict) else value)
-        for value in tokens
-    ]
-
-
-def _check_roles(files: _Files) -> None:
-    for role, expected in ROLES.items():
-        value = files.keys.get(role, expected)
-        content = value.get("content") if isinstance(value, dict) else value
-        if content not in (expected, None):
-            raise ExportError(f"{files.path}: {role} is {content!r}; only {expected!r} can be read")
-
-
-def _pieces_by_keys(path: Path, files: _Files, *, japanese: bool) -> PieceTokenizer:
+def _pieces_by_keys(path: Path, files: TokenizerFiles, *, japanese: bool) -> PieceTokenizer:
     """BERT's tokenizer around the vocabulary of a file, as the keys say: transformers too takes no more of it."""
-    lowercase = _flag(files, "do_lower_case", default=not japanese)
-    strip_accents = _flag(files, "strip_accents", default=None)
-    handle_chinese_chars = _flag(files, "tokenize_chinese_chars", default=True)
+    lowercase = read_flag(files, "do_lower_case", default=not japanese)
+    strip_accents = read_flag(files, "strip_accents", default=None)
+    handle_chinese_chars = read_flag(files, "tokenize_chinese_chars", default=True)
     added = files.added
     if path.suffix == ".json":
         content = read_json(path)
@@ -159,11 +97,11 @@ def _pieces_by_keys(path: Path, files: _Files, *, japanese: bool) -> PieceTokeni
         if not japanese:
             _warn_of_another_normalizer(path, files, found.normalizer, bool(lowercase), strip_accents)
         vocabulary: dict[str, int] = found.get_vocab(with_added_tokens=False)
-        added = added or dict(_added_by_id(path, {str(t["id"]): t for t in content.get("added_tokens") or []}))
+        added = added or dict(added_by_id(path, {str(t["id"]): t for t in content.get("added_tokens") or []}))
     else:
         vocabulary = _read_vocabulary(path)
     _check_special(path, vocabulary | {token.content: index for index, token in (added or {}).items()})
-    pieces = build_pieces(
+    pieces = bert_pieces(
         vocabulary,
         lowercase=bool(lowercase),
         strip_accents=strip_accents,
@@ -189,8 +127,9 @@ def _pieces_by_keys(path: Path, files: _Files, *, japanese: bool) -> PieceTokeni
 def _pieces_as_in_file(path: Path) -> PieceTokenizer:
     """A `tokenizer.json`, all of it; its added tokens are found in text, special or not."""
     content = read_json(path)
+    _parse(path, content)
     for token in content.get("added_tokens") or []:
-        token["special"] = token.get("content") in SPECIAL
+        token["special"] = token["content"] in SPECIAL
     pieces = _parse(path, content)
     _check_parts(path, pieces)
     _check_special(path, pieces.get_vocab())
@@ -241,37 +180,21 @@ def _check_special(path: Path, vocabulary: dict[str, int]) -> None:
         raise ExportError(f"{path} has no {', '.join(missing)}: a BERT vocabulary holds {', '.join(SPECIAL)}")
 
 
-def _check_japanese(files: _Files) -> None:
+def _check_japanese(files: TokenizerFiles) -> None:
     kind = files.keys.get("subword_tokenizer_type", "wordpiece")
     if kind != "wordpiece" or files.keys.get("do_subword_tokenize", True) is not True:
         raise ExportError(f"{files.path}: subword_tokenizer_type is {kind!r}; only 'wordpiece' can be read")
 
 
-def _add_special(pieces: PieceTokenizer, files: _Files) -> None:
+def _add_special(pieces: PieceTokenizer, files: TokenizerFiles) -> None:
     """Adds the tokens that keys name beside BERT's own; one that is in no vocabulary gets the next id."""
-    for token in _named(files.keys):
+    for token in named_tokens(files.path, files.keys):
         if token.content not in SPECIAL:
             pieces.add_tokens([token])
 
 
-def _flag(files: _Files, key: str, default: bool | None) -> bool | None:
-    value = files.keys.get(key, default)
-    if not isinstance(value, bool) and (value is not None or default is not None):
-        raise ExportError(f"{files.path}: {key} is {value!r}, neither true nor false")
-    return value
-
-
-def _max_length(files: _Files) -> int | None:
-    value = files.keys.get("model_max_length", files.keys.get("max_len"))
-    if value is None:
-        return None
-    if isinstance(value, bool) or not isinstance(value, int | float) or not value >= _FEWEST:
-        raise ExportError(f"{files.path}: model_max_length is {value!r}, not a number of {_FEWEST} pieces or more")
-    return int(value) if value < _ENDLESS else None
-
-
 def _warn_of_another_normalizer(
-    path: Path, files: _Files, found: Any, lowercase: bool, strip_accents: bool | None
+    path: Path, files: TokenizerFiles, found: Any, lowercase: bool, strip_accents: bool | None
 ) -> None:
     """Says where `tokenizer.json` cleans text otherwise than the keys do, which transformers obeys."""
     strip = [asked if asked is not None else lower for asked, lower in
@@ -284,7 +207,7 @@ def _warn_of_another_normalizer(
             )  # fmt: skip
 
 
-def _warn(files: _Files, pieces: PieceTokenizer) -> None:
+def _warn(files: TokenizerFiles, pieces: PieceTokenizer) -> None:
     """Says which keys are not obeyed, and how many pieces no text can reach since it is lower-cased."""
     for key, unchanged in NOT_OBEYED.items():
         if files.keys.get(key) not in unchanged:
