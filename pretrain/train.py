@@ -86,6 +86,9 @@ def train_rank(config: RunConfig, this: World, stop_after: int | None) -> Ended:
     folder = RunFolder(config.folder)
     corpus, resume = agree_on_start(config, this, lambda: prepare_corpus(config, folder))
     began = resume.state.step if resume else 0
+    if began >= config.schedule.total_steps:
+        say_finished(folder, began)
+        return Ended(folder.path)
     step = run_rank(config, corpus, resume, this, stop_after)
     if step < config.schedule.total_steps:
         log.info("stopped at step %d of %d; the same command goes on", step, config.schedule.total_steps)
@@ -160,14 +163,17 @@ def check_ranks(config: RunConfig, ranks: int, launched: World | None) -> None:
 
 def finished(config: RunConfig, folder: RunFolder) -> bool:
     """Whether the run has nothing left to do, which the log then says."""
-    step, total = newest_step(folder.checkpoints), config.schedule.total_steps
-    if step < total:
+    step = newest_step(folder.checkpoints)
+    if step < config.schedule.total_steps:
         return False
-    log.info(
-        "%s is at its last step, %d: nothing to do; to train longer: schedule.total_steps=%d --extend",
-        folder.path, step, 2 * step,
-    )  # fmt: skip
+    say_finished(folder, step)
     return True
+
+
+def say_finished(folder: RunFolder, step: int) -> None:
+    """Says so, and what to do to train longer."""
+    longer = f"schedule.total_steps={2 * step} --extend"
+    log.info("%s is at its last step, %d: nothing to do; to train longer: %s", folder.path, step, longer)
 
 
 @contextlib.contextmanager

@@ -1,12 +1,14 @@
-"""One rank of several starts, one after another (see `tests.runs.run_on_ranks`)."""
+"""One rank of several starts, one after another (see `tests.tiny.run_on_ranks`)."""
 
 import json
 import sys
 
 from pretrain.config.load import load_config
-from pretrain.data.prepare import prepared_store
-from pretrain.runtime.distributed import end_rank, end_with_launcher, world
+from pretrain.data.prepare import find_prepared
+from pretrain.runtime.launcher import end_rank, end_with_launcher
 from pretrain.runtime.logging import set_up_logging
+from pretrain.runtime.world import world
+from pretrain.training.start import agree_on_start
 from pretrain.training.trainer import run_rank
 
 
@@ -18,7 +20,10 @@ def main() -> None:
     assert this is not None
     for path, stop_after in json.loads(sys.argv[1]):
         config = load_config(path)
-        run_rank(config, prepared_store(config), this, stop_after)
+        corpus = find_prepared(config)
+        assert corpus is not None
+        _, resume = agree_on_start(config, this, lambda corpus=corpus: corpus)
+        run_rank(config, corpus, resume, this, stop_after)
     end_rank()
 
 

@@ -12,7 +12,7 @@ from pretrain.cli import main
 from pretrain.errors import PretrainError
 from pretrain.export import export
 from pretrain.train import train
-from tests.runs import REPOSITORY, run_cli, tiny_config, tiny_overrides
+from tests.tiny import REPOSITORY, run_cli, tiny_config, tiny_overrides
 
 CONFIG = str(REPOSITORY / "configs" / "bert" / "demo.yaml")
 ONE = ["sharding.ranks=1", "sharding.zero_stage=0", "schedule.total_steps=2", "checkpoint.every_steps=1"]

@@ -9,7 +9,7 @@ import pytest
 from pretrain.demo import SENSES, contrast, describe, draw, inspect_run, sparkline
 from pretrain.export import export
 from pretrain.train import train
-from tests.runs import metrics, tiny_config
+from tests.tiny import metrics, tiny_config
 
 ONE = ["sharding.ranks=1", "sharding.zero_stage=0", "schedule.total_steps=4", "evaluation.every_steps=2"]
 

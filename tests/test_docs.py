@@ -10,7 +10,7 @@ from pretrain.cli import main
 from pretrain.config.load import load_config
 from pretrain.config.reference import reference
 from pretrain.config.run import RunConfig
-from tests.runs import REPOSITORY
+from tests.tiny import REPOSITORY
 
 PAGES = sorted([*REPOSITORY.glob("*.md"), *(REPOSITORY / "docs").rglob("*.md")])
 SECTIONS = "|".join(RunConfig.model_fields)

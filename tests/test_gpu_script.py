@@ -10,7 +10,7 @@ import pytest
 
 from pretrain.config.load import load_config
 from tests.gpu.sizes import BENCH, COMPILED, TRAIN
-from tests.runs import REPOSITORY, clean_environment
+from tests.tiny import REPOSITORY, clean_environment
 
 SCRIPT = REPOSITORY / "tests" / "gpu" / "run.sh"
 

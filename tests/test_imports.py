@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.runs import REPOSITORY, clean_environment
+from tests.tiny import REPOSITORY, clean_environment
 
 HEAVY = ["torch", "lightning", "deepspeed", "datasets"]
 TRAINING = ["lightning", "deepspeed", "datasets", "wandb", "pyarrow", "matplotlib", "sentencex", "filelock"]

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.runs import REPOSITORY, clean_environment, metrics, tiny_config, tiny_overrides
+from tests.tiny import REPOSITORY, clean_environment, metrics, tiny_config, tiny_overrides
 
 LAUNCHERS = sorted((REPOSITORY / "launch").iterdir())
 

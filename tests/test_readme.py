@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import write_corpus
-from tests.runs import REPOSITORY, clean_environment, tiny_overrides
+from tests.tiny import REPOSITORY, clean_environment, tiny_overrides
 
 README = (REPOSITORY / "README.md").read_text(encoding="utf-8")
 

@@ -1,7 +1,6 @@
 """A rank's micro-batches, read by 0 to n worker processes, in the same order whatever their number."""
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 
 from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
@@ -16,17 +15,18 @@ from pretrain.data.stream import (
 from pretrain.errors import PretrainError
 
 
-@dataclass
 class MicroBatch:
-    """One forward and backward pass of one rank; a plain object, so that Lightning leaves it as it is."""
+    """One forward and backward pass of one rank; a plain object, so that Lightning leaves it as it is.
 
-    tensors: Mapping[str, Tensor]
-    index: int
-    """Its number in the step; 0 is the first."""
-    last: bool
-    """Whether the step ends with it."""
-    step_examples: StepExamples
-    """What the rank's whole step holds: counts, digest, and the position after it."""
+    `tensors` by name; `index`, its number in the step, of which 0 is the first; `last`, whether the step ends with it;
+    and `step_examples`, what the rank's whole step holds: counts, digest, and the position after it.
+    """
+
+    def __init__(self, tensors: Mapping[str, Tensor], index: int, last: bool, step_examples: StepExamples) -> None:
+        self.tensors = tensors
+        self.index = index
+        self.last = last
+        self.step_examples = step_examples
 
 
 class _Lanes(IterableDataset[StepExamples | PretrainError]):

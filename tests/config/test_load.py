@@ -14,7 +14,7 @@ from pretrain.config.problems import MOVED
 from pretrain.config.run import RunConfig
 from pretrain.config.training import AdagradConfig, AdamWConfig, LambConfig
 from pretrain.errors import ConfigError
-from tests.runs import REPOSITORY
+from tests.tiny import REPOSITORY
 
 CONFIGS = sorted((REPOSITORY / "configs").rglob("*.yaml"))
 ELMO, BERT = "configs/elmo/demo.yaml", "configs/bert/demo.yaml"

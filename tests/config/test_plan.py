@@ -10,7 +10,7 @@ from pretrain.config.models import BertConfig, ElmoConfig
 from pretrain.config.objectives import BertObjectiveConfig
 from pretrain.config.plan import plan_run
 from pretrain.models import FAMILIES, get_family
-from tests.runs import REPOSITORY
+from tests.tiny import REPOSITORY
 
 CONFIGS = sorted((REPOSITORY / "configs").rglob("*.yaml"))
 

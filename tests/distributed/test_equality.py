@@ -9,7 +9,7 @@ import torch
 from pretrain.config.run import RunConfig
 from pretrain.data.prepare import ensure_prepared
 from pretrain.models import get_family
-from tests.runs import final_weights, metrics, run_on_ranks, tiny_config
+from tests.tiny import final_weights, metrics, run_on_ranks, tiny_config
 
 OPTIMIZERS = {
     "adamw": ["optimizer={kind: adamw, peak_learning_rate: 1e-3, clip_norm: 0.5}"],

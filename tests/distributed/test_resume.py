@@ -13,7 +13,7 @@ import torch
 from pretrain.config.run import RunConfig
 from pretrain.data.prepare import ensure_prepared
 from pretrain.models import get_family
-from tests.runs import (
+from tests.tiny import (
     REPOSITORY,
     clean_environment,
     final_weights,

@@ -8,7 +8,7 @@ from typing import Any
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from pretrain.runtime.run_folder import RunFolder
+from pretrain.runs.folder import RunFolder
 from tests.gpu import DRY
 from tests.gpu.sizes import TRAIN
 

@@ -3,7 +3,7 @@
 import sys
 
 from tests.gpu import DRY
-from tests.runs import TINY
+from tests.tiny import TINY
 
 FAST = "model.attention_dropout=0"
 """CUDA's quickest kernels for packs have none."""

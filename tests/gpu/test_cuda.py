@@ -13,7 +13,7 @@ from pretrain.models import FAMILIES, get_family
 from pretrain.models.bert.model import BertModel
 from pretrain.models.bert.tuning import compile_problem, tune
 from tests.gpu import DRY
-from tests.runs import final_weights, metrics, run_on_ranks, tiny_config
+from tests.tiny import final_weights, metrics, run_on_ranks, tiny_config
 
 pytestmark = [
     pytest.mark.gpu,

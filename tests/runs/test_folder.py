@@ -1,6 +1,7 @@
 """The run folder: who may train in it, and what it remembers."""
 
 import json
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -11,8 +12,10 @@ import pytest
 from pretrain.config.load import load_config
 from pretrain.config.run import RunConfig
 from pretrain.errors import CheckpointError, ConfigError
-from pretrain.runtime.run_folder import RunFolder
-from tests.runs import REPOSITORY, clean_environment
+from pretrain.runs.checkpoints import checkpoint_name
+from pretrain.runs.folder import RunFolder
+from pretrain.runs.metrics import MetricsFile
+from tests.tiny import REPOSITORY, clean_environment
 
 Configure = Callable[..., RunConfig]
 
@@ -23,17 +26,32 @@ def configure(tmp_path: Path) -> Configure:
     return lambda *overrides: load_config("configs/bert/demo.yaml", [f"run_root={tmp_path}", *overrides])
 
 
-def begun(config: RunConfig, step: int = 0) -> RunFolder:
+def begun(config: RunConfig, step: int = 0, prepared: str = "s3://somewhere/prepared") -> RunFolder:
+    """A run folder in which a start at `step` was made."""
     folder = RunFolder(config.folder)
-    folder.begin(config, step=step, ranks=2, prepared="somewhere/prepared")
+    tokenizer = config.run_root / "tokenizer"
+    tokenizer.mkdir(exist_ok=True)
+    (tokenizer / "vocab.txt").write_text("[UNK]\n")
+    folder.path.mkdir(exist_ok=True)
+    folder.begin(config, step, ranks=2, threads=1, prepared=prepared, tokenizer=tokenizer)
     return folder
+
+
+def saved(folder: RunFolder, step: int) -> None:
+    """As if a checkpoint were there."""
+    (folder.checkpoints / checkpoint_name(step)).mkdir(parents=True)
+
+
+def log(folder: RunFolder, **line: float) -> None:
+    MetricsFile(folder.metrics_file).log(line)
 
 
 def test_a_start_is_recorded(configure: Configure) -> None:
     config = configure("batch.micro_size=8")
     folder = begun(config)
     assert folder.read_config() == config
-    assert folder.prepared() == "somewhere/prepared"
+    assert folder.prepared() == "s3://somewhere/prepared"
+    assert (folder.tokenizer / "vocab.txt").read_text() == "[UNK]\n"
     begun(configure("batch.micro_size=4"), step=3)
     first, second = map(json.loads, folder.starts_file.read_text().splitlines())
     assert (first["step"], first["ranks"], first["how"]["micro_size"]) == (0, 2, 8)
@@ -46,43 +64,90 @@ def test_metrics_of_steps_to_be_trained_again_are_dropped(configure: Configure) 
     config = configure()
     folder = begun(config)
     for step in range(1, 8):
-        folder.log({"step": step, "loss": 1 / step})
+        log(folder, step=step, loss=1 / step)
     begun(config, step=4)
     assert [line["step"] for line in folder.read_metrics()] == [1, 2, 3, 4]
-    folder.log({"step": 5, "loss": float("nan")})
+    log(folder, step=5, loss=float("nan"))
     assert folder.read_metrics()[-1]["loss"] != folder.read_metrics()[-1]["loss"]
 
 
 def test_a_last_line_cut_by_a_kill_is_left_out(configure: Configure) -> None:
     config = configure()
     folder = begun(config)
-    folder.log({"step": 1, "loss": 2.0})
+    log(folder, step=1, loss=2.0)
     with folder.metrics_file.open("a") as stream:
         stream.write('{"step": 2, "lo')
     assert folder.read_metrics() == [{"step": 1, "loss": 2.0}]
     begun(config, step=1)
-    folder.log({"step": 2, "loss": 1.5})
+    log(folder, step=2, loss=1.5)
     assert folder.read_metrics() == [{"step": 1, "loss": 2.0}, {"step": 2, "loss": 1.5}]
 
 
 def test_a_run_goes_on_only_with_the_options_it_began_with(configure: Configure) -> None:
     began = ("seed=1", "optimizer.peak_learning_rate=0.001")
     folder = begun(configure(*began))
-    folder.check(configure("seed=7"))  # nothing has been trained yet
-    folder.log({"step": 1})
+    log(folder, step=1)
+    folder.check(configure("seed=7"))  # nothing has been saved yet: it would start over
+    saved(folder, 2)
     how = ("data.workers=2", "sharding.zero_stage=0", "batch.micro_size=4", "logging.wandb=off")
     folder.check(configure(*began, *how))
     with pytest.raises(ConfigError) as caught:
         folder.check(configure("seed=7", "optimizer.peak_learning_rate=0.1", "data.sources=[{kind: text, files: a}]"))
     lines = [line.removeprefix(f"{folder.path}: ") for line in str(caught.value).splitlines()]
-    assert lines[1:] == [
+    assert "data.sources.python_docs-0.kind was 'python_docs' when this run began, now it is None" in lines
+    assert "data.sources.text-0.files was None when this run began, now it is 'a'" in lines
+    assert lines[-3:] == [
         "optimizer.peak_learning_rate was 0.001 when this run began, now it is 0.1",
         "seed was 1 when this run began, now it is 7",
         "give the run another name, or the options it began with",
     ]
-    assert lines[0].startswith("data.sources was [{")
-    assert "'python_docs'" in lines[0]
-    assert "'text'" in lines[0]
+
+
+def test_a_longer_schedule_has_to_be_asked_for(configure: Configure) -> None:
+    began = configure("schedule={total_steps: 100, warmup_steps: 10, decay: linear}")
+    folder = begun(began)
+    saved(folder, 100)
+    longer = configure("schedule={total_steps: 300, warmup_steps: 10, decay: cosine}")
+    with pytest.raises(ConfigError, match=r"schedule\.total_steps was 100 .* 300\n.*to train longer, add --extend"):
+        folder.check(longer)
+    folder.check(longer, extend=True)
+    with pytest.raises(ConfigError, match=r"schedule.warmup_steps was 10 when this run began, now it is 20"):
+        folder.check(configure("schedule={total_steps: 300, warmup_steps: 20, decay: linear}"), extend=True)
+    with pytest.raises(ConfigError, match=r"schedule.total_steps was 100 when this run began, now it is 50"):
+        folder.check(configure("schedule={total_steps: 50, warmup_steps: 10, decay: linear}"), extend=True)
+    begun(longer, step=100)
+    assert folder.read_config().schedule == longer.schedule
+    start = folder.last_start()
+    assert start is not None and start["schedule"]["was"]["total_steps"] == 100
+    assert start["schedule"]["is"]["total_steps"] == 300
+    folder.check(longer)  # from now on it is the run's own
+
+
+def test_secrets_of_urls_stay_where_they_are(configure: Configure) -> None:
+    """In no file of the run; and a new signature of the same file is no other run."""
+    source = "data.sources=[{kind: text, files: 'https://me:pass@host/a.txt?Signature=%s&id=3'}]"
+    config = configure(source % "abc")
+    folder = begun(config)
+    saved(folder, 1)
+    for file in folder.path.rglob("*"):
+        assert not file.is_file() or not {"pass", "abc"} & set(re.split(r"\W+", file.read_text())), file
+    assert folder.read_config().data.sources[0].files == "https://host/a.txt?Signature=…&id=…"  # type: ignore[union-attr]
+    folder.check(configure(source % "def"))
+    with pytest.raises(ConfigError, match=r"b\.txt"):
+        folder.check(configure(source.replace("a.txt", "b.txt") % "def"))
+
+
+def test_a_moved_tree_finds_its_prepared_text(configure: Configure, tmp_path: Path) -> None:
+    """Where it is below the run root; elsewhere it is where it was."""
+    folder = begun(configure(), prepared=str(tmp_path / "prepared" / "abc"))
+    assert folder.prepared() == str(tmp_path / "prepared" / "abc")
+    assert not folder.prepared_file.read_text().startswith("/")
+    moved = tmp_path.with_name(f"{tmp_path.name}-moved")
+    tmp_path.rename(moved)
+    assert RunFolder(moved / folder.path.name).prepared() == str(moved / "prepared" / "abc")
+    moved.rename(tmp_path)
+    begun(configure(), prepared="/data/prepared")
+    assert folder.prepared() == "/data/prepared"
 
 
 def test_a_folder_of_something_else_is_refused(configure: Configure) -> None:
@@ -113,10 +178,10 @@ def test_a_damaged_config_is_named(configure: Configure) -> None:
 
 
 def test_only_one_process_trains_in_a_folder(configure: Configure, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pretrain.runtime.run_folder.LOCK_SECONDS", 0.1)
+    monkeypatch.setattr("pretrain.runs.folder.LOCK_SECONDS", 0.1)
     folder = RunFolder(configure().folder)
     code = (
-        "import sys\nfrom pathlib import Path\nfrom pretrain.runtime.run_folder import RunFolder\n"
+        "import sys\nfrom pathlib import Path\nfrom pretrain.runs.folder import RunFolder\n"
         f"with RunFolder(Path({str(folder.path)!r})).lock():\n    print('locked', flush=True)\n    sys.stdin.read()"
     )
     holder = subprocess.Popen(
@@ -137,5 +202,21 @@ def test_only_one_process_trains_in_a_folder(configure: Configure, monkeypatch: 
         pass
     with pytest.raises(ValueError, match="inside"), folder.lock():
         raise ValueError("inside")
+    with folder.lock():
+        pass
+
+
+def test_a_lock_lasts_as_long_as_the_last_process_of_the_run(
+    configure: Configure, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ranks inherit it: a start must not begin while those of a killed launcher still write."""
+    monkeypatch.setattr("pretrain.runs.folder.LOCK_SECONDS", 0.1)
+    folder = RunFolder(configure().folder)
+    with folder.lock() as handle:
+        rank = subprocess.Popen(["sleep", "60"], pass_fds=[handle])
+    with rank:
+        with pytest.raises(CheckpointError, match="another process is training in this folder"), folder.lock():
+            pass
+        rank.kill()
     with folder.lock():
         pass

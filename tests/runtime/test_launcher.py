@@ -10,18 +10,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from pretrain.runtime.distributed import (
-    free_port,
-    gather_objects,
-    leave_ranks,
-    max_over_ranks,
-    rank_environment,
-    spawn_ranks,
-    sum_over_ranks,
-    world,
-)
 
-from tests.runs import REPOSITORY, clean_environment
+from pretrain.runtime.collectives import gather_objects, leave_ranks, max_over_ranks, sum_over_ranks
+from pretrain.runtime.launcher import STOPPED, spawn_ranks
+from pretrain.runtime.world import free_port, rank_environment, world
+from tests.tiny import REPOSITORY, clean_environment
 
 
 def script(code: str) -> list[str]:
@@ -60,8 +53,9 @@ def test_every_rank_knows_who_it_is(tmp_path: Path) -> None:
         ("sys.exit(3 if rank == 1 else 0)", 3),
         ("os.kill(os.getpid(), 9) if rank == 1 else time.sleep(60)", 128 + 9),
         ("sys.exit(2 if rank == 0 else 1)", 2),
+        ("sys.exit(75)", STOPPED),
     ],
-    ids=["all well", "one fails", "one is killed", "a user's error before what it caused"],
+    ids=["all well", "one fails", "one is killed", "a user's error before what it caused", "all were asked to stop"],
 )
 def test_the_exit_code_of_several_ranks(code: str, expected: int) -> None:
     started = time.monotonic()
@@ -81,16 +75,14 @@ def test_the_first_failure_ends_all(tmp_path: Path) -> None:
 
 def launcher(folder: Path, code: str, *, watch: bool) -> subprocess.Popen[bytes]:
     """A process that starts two ranks, each of which notes its process id and then runs `code`."""
-    watching = "from pretrain.runtime.distributed import end_with_launcher; end_with_launcher()" if watch else ""
+    watching = "from pretrain.runtime.launcher import end_with_launcher; end_with_launcher()" if watch else ""
     rank = f"""
     {watching}
     open({str(folder)!r} + f'/{{rank}}.new', 'w').write(str(os.getpid()))
     os.rename({str(folder)!r} + f'/{{rank}}.new', {str(folder)!r} + f'/{{rank}}')
     {code}
     """
-    start = (
-        f"import sys; from pretrain.runtime.distributed import spawn_ranks; sys.exit(spawn_ranks({script(rank)!r}, 2))"
-    )
+    start = f"import sys; from pretrain.runtime.launcher import spawn_ranks; sys.exit(spawn_ranks({script(rank)!r}, 2))"
     process = subprocess.Popen([sys.executable, "-c", start], cwd=REPOSITORY, env=clean_environment())
     wait_for(lambda: (folder / "0").exists() and (folder / "1").exists())
     return process
@@ -157,7 +149,7 @@ def test_a_rank_ends_at_once_after_what_python_does_at_exit() -> None:
     """Nothing that is destroyed with the interpreter can turn its exit code into another."""
     script = """
 import atexit, os
-from pretrain.runtime.distributed import end_rank
+from pretrain.runtime.launcher import end_rank
 class Late:
     def __del__(self):
         os.abort()

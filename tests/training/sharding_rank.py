@@ -8,10 +8,12 @@ from typing import Any
 from lightning.pytorch import Callback, Trainer
 
 from pretrain.config.load import load_config
-from pretrain.data.prepare import prepared_store
-from pretrain.runtime.distributed import end_rank, end_with_launcher, world
+from pretrain.data.prepare import find_prepared
+from pretrain.runtime.launcher import end_rank, end_with_launcher
+from pretrain.runtime.world import world
 from pretrain.training import trainer
 from pretrain.training.module import Pretraining
+from pretrain.training.start import agree_on_start
 
 
 class Held(Callback):
@@ -45,7 +47,10 @@ def main() -> None:
         config = load_config(path)
         held = Held(config.sharding.zero_stage)
         trainer.build_trainer = lambda *a, held=held, **k: build(*a[:3], [held, *a[3]], **k)
-        trainer.run_rank(config, prepared_store(config), this, 1)
+        corpus = find_prepared(config)
+        assert corpus is not None
+        agree_on_start(config, this, lambda corpus=corpus: corpus)
+        trainer.run_rank(config, corpus, None, this, 1)
         counted[config.name] = held.counted
     (Path(sys.argv[1]) / f"rank-{this.rank}.json").write_text(json.dumps(counted), encoding="utf-8")
     end_rank()

@@ -18,10 +18,10 @@ from pretrain.config.run import RunConfig
 from pretrain.data.prepare import ensure_prepared
 from pretrain.evaluate import evaluate
 from pretrain.models import get_family
-from pretrain.runtime.distributed import rank_environment
+from pretrain.runs.checkpoints import find_newest
+from pretrain.runtime.world import rank_environment
 from pretrain.train import train
-from pretrain.training.checkpoint import find_newest
-from tests.runs import (
+from tests.tiny import (
     REPOSITORY,
     clean_environment,
     final_weights,
@@ -132,7 +132,7 @@ def test_zero_shards(corpus: Path, tmp_path: Path) -> None:
             jobs[-1].write_text(dump_config(config), encoding="utf-8")
     command = ["-m", "tests.training.sharding_rank", str(tmp_path), *map(str, jobs)]
     script = (
-        "import sys; from pretrain.runtime.distributed import spawn_ranks; "
+        "import sys; from pretrain.runtime.launcher import spawn_ranks; "
         f"sys.exit(spawn_ranks([sys.executable, *{json.dumps(command)}], 2))"
     )
     environment = clean_environment() | {"OMP_NUM_THREADS": "1"}

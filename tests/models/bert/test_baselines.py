@@ -13,7 +13,7 @@ from pretrain.models.bert.model import BertModel
 from pretrain.models.bert.tokens import WordPieceTokenizer
 from pretrain.runtime.timing import OURS
 from tests.models.bert.conftest import TINY
-from tests.runs import tiny_config
+from tests.tiny import tiny_config
 
 
 def test_what_transformers_is_asked_for(tokenizer: WordPieceTokenizer) -> None:

@@ -23,7 +23,7 @@ from pretrain.models.bert.tokens import SPECIAL, WordPieceTokenizer
 from pretrain.models.bert.weights import published_name
 from pretrain.models.family import ModelFolder
 from tests.models.bert.conftest import OBJECTIVE, TINY
-from tests.runs import REPOSITORY, final_weights, tiny_config, tiny_overrides
+from tests.tiny import REPOSITORY, final_weights, tiny_config, tiny_overrides
 
 LETTERS = "abcdefghijklmnopqrstuvwxyz"
 

@@ -17,7 +17,7 @@ from pretrain.models.elmo import FAMILY
 from pretrain.models.elmo.model import ElmoModel
 from pretrain.models.elmo.tokens import SPECIAL_WORDS, WordTokenizer
 from pretrain.models.family import ModelFolder
-from pretrain.training.trained import HELD_OUT_ROWS
+from pretrain.runs.held_out import HELD_OUT_ROWS
 from tests.models.elmo.reference import BACKWARD, FORWARD, ReferenceBilm
 
 WORDS = ["a", "bc", "naïve", "d", "cat", "longer-than-others", "unseen", "unheard"]
@@ -128,7 +128,7 @@ def test_a_file_of_sentences_is_there_whole_or_not_at_all(
         raise RuntimeError("out of order")
 
     monkeypatch.setattr("pretrain.evaluate.baseline", fail)
-    monkeypatch.setattr("pretrain.training.sentences._BlockScores.sentences", fail)
+    monkeypatch.setattr("pretrain.runs.sentences._BlockScores.sentences", fail)
     text = tmp_path / "text.txt"
     text.write_text("a cat\n", encoding="utf-8")
     before = sorted(tmp_path.iterdir())

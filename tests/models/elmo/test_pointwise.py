@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from pretrain.models.elmo import pointwise
-from tests.runs import REPOSITORY, clean_environment
+from tests.tiny import REPOSITORY, clean_environment
 
 TRITON = importlib.util.find_spec("triton") is not None
 

@@ -12,8 +12,8 @@ from torch import Tensor
 
 from pretrain.config.load import dump_config, load_config
 from pretrain.config.run import RunConfig
-from pretrain.runtime.run_folder import RunFolder
-from pretrain.training.checkpoint import find_newest, read_weights
+from pretrain.runs.checkpoints import find_newest, read_weights
+from pretrain.runs.folder import RunFolder
 
 REPOSITORY = Path(__file__).parents[1]
 
@@ -91,7 +91,7 @@ def run_on_ranks(starts: Sequence[tuple[RunConfig, int | None]], ranks: int, fol
         path.write_text(dump_config(config), encoding="utf-8")
         jobs.append([str(path), stop_after])
     script = (
-        "import sys; from pretrain.runtime.distributed import spawn_ranks; "
+        "import sys; from pretrain.runtime.launcher import spawn_ranks; "
         f"sys.exit(spawn_ranks([sys.executable, '-m', 'tests.rank', {json.dumps(json.dumps(jobs))}], {ranks}))"
     )
     done = subprocess.run(
