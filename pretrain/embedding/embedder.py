@@ -10,15 +10,17 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
+from pretrain.data.text import clean, clean_word
 from pretrain.embedding.pooling import Vectors, count_words_without_piece, pool_sentence, pool_words
 from pretrain.embedding.sentence_modules import SentenceModules, read_sentence_modules
-from pretrain.embedding.texts import Text, replace_surrogates
 from pretrain.errors import ExportError
 from pretrain.models import find_family
 from pretrain.models.family import Family, LayerVectors, Pieces, Tokenizer
 
 log = logging.getLogger(__name__)
 
+Text = str | Sequence[str]
+"""A raw text, or the words of one."""
 Layers = int | Sequence[int] | Literal["all"]
 """One layer, several, or all; negative numbers count from the top."""
 Output = Literal["words", "pieces", "sentence"]
@@ -97,7 +99,7 @@ class Embedder:
 
     def words(self, text: Text) -> list[str]:
         """The words of a text (as they stand in it) whose vectors `encode` gives, in the same order."""
-        return self.tokenizer.pieces(replace_surrogates(text)).words
+        return self.tokenizer.pieces(clean(text) if isinstance(text, str) else text).words
 
     def reset_states(self) -> None:
         """Lets every row start from zero state again at the next stateful call."""
@@ -128,8 +130,7 @@ class Embedder:
         A word is the mean of its pieces; "pieces" are those of the text, without special tokens. A sentence is what the
         folder's `modules.json` makes of all pieces, special tokens included, as sentence-transformers does; where there
         is none, the mean of all pieces that belong to words. A text without words gives arrays of 0 words, and zeros as
-        the latter. A word without a piece gives zeros, and one logged warning a call says how many there were; another
-        says how many texts hold lone surrogates, which are no characters and are read as U+FFFD.
+        the latter. A word without a piece gives zeros, and one logged warning a call says how many there were.
 
         Every text starts from zero state. `stateful=True`, for families that carry state, is what published ELMo
         does: text i goes on from where text i of the stateful call before ended. There are as many rows of state as
@@ -151,11 +152,10 @@ class Embedder:
 
     def pieces(self, texts: Sequence[Text]) -> list[Pieces]:
         """Texts, raw or as words, as the model reads them; raises TextTooLong for one with too many pieces."""
-        readable = [replace_surrogates(text) for text in texts]
-        replaced = sum(one is not other for one, other in zip(readable, texts, strict=True))
-        if replaced:
-            log.warning("%d of %d texts hold lone surrogates, each read as U+FFFD", replaced, len(readable))
-        pieces = [self.tokenizer.pieces(text) for text in readable]
+        pieces = [
+            self.tokenizer.pieces(clean(text) if isinstance(text, str) else list(map(clean_word, text)))
+            for text in texts
+        ]
         if self._max_length is not None:
             for index, text in enumerate(pieces):
                 if len(text.tokens) > self._max_length:

@@ -167,22 +167,6 @@ def test_a_text_that_is_too_long(bert: Embedder, elmo: Embedder) -> None:
     assert elmo.encode(long).shape == (70, 24)
 
 
-def test_lone_surrogates_are_replaced(embedder: Embedder, caplog: pytest.LogCaptureFixture) -> None:
-    """Half a character is none: both families read U+FFFD, and say so once a call."""
-    texts = ["the \ud800 cat", "cat", "\udfff", "a\udc80b"]
-    with caplog.at_level(logging.WARNING):
-        vectors = embedder.encode(texts)
-    expected = embedder.encode([text.encode("utf-16", "surrogatepass").decode("utf-16", "replace") for text in texts])
-    assert all(np.array_equal(one, other) for one, other in zip(vectors, expected, strict=True))
-    assert [r.getMessage() for r in caplog.records if "surrogate" in r.getMessage()] == [
-        "3 of 4 texts hold lone surrogates, each read as U+FFFD"
-    ]
-    words = [["the", "\ud800", "cat"]]
-    assert embedder.encode(words, is_split_into_words=True)[0].shape == (3, 24)
-    assert embedder.words("a\udc80b") == embedder.words("a\ufffdb")
-    assert embedder.words("\ud83d\ude00") == ["\U0001f600"], "a pair is the character that it stands for"
-
-
 def test_no_state_to_carry(bert: Embedder) -> None:
     with pytest.raises(ValueError, match="bert models carry no state"):
         bert.encode("cat", stateful=True)
