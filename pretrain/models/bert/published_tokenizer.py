@@ -65,7 +65,8 @@ def load_tokenizer(folder: Path) -> WordPieceTokenizer | None:
     else:
         pieces = _pieces_by_keys(whole if whole.is_file() else vocabulary, files, japanese=kind == JAPANESE)
     _add_special(pieces, files)
-    _warn(files, pieces)
+    if config:  # and not a tokenizer that a run has taken over, of which this was said
+        _warn(files, pieces)
     words_only = None
     if kind == JAPANESE:
         words_only = (
