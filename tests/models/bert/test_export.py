@@ -13,7 +13,7 @@ from pretrain.models.bert import FAMILY
 from pretrain.models.bert.model import BertModel
 from pretrain.models.bert.tokens import WordPieceTokenizer
 from pretrain.models.family import ModelFolder
-from tests.models.bert.conftest import OBJECTIVE
+from tests.models.bert.conftest import TINY_OBJECTIVE
 
 TEXT = "ab cd efg, ab."
 SIZES = dict(
@@ -25,7 +25,7 @@ SIZES = dict(
 @pytest.fixture
 def folder(model: BertModel, tokenizer: WordPieceTokenizer, tmp_path: Path) -> Path:
     path = tmp_path / "exported"
-    FAMILY.format.write(path, ModelFolder(model, tokenizer, model.config, OBJECTIVE))
+    FAMILY.format.write(path, ModelFolder(model, tokenizer, model.config, TINY_OBJECTIVE))
     return path
 
 
@@ -59,10 +59,10 @@ def test_transformers_loads_all_and_agrees(
     from transformers import BertForPreTraining
 
     config = BertConfig.model_validate(model.config.model_dump() | {"activation": activation})
-    ours = BertModel(config, OBJECTIVE, tokenizer.vocabulary_size).eval()
+    ours = BertModel(config, TINY_OBJECTIVE, tokenizer.vocabulary_size).eval()
     for parameter in ours.parameters():
         parameter.data.mul_(5)  # far enough from linear for the two activations to differ
-    FAMILY.format.write(tmp_path, ModelFolder(ours, tokenizer, config, OBJECTIVE))
+    FAMILY.format.write(tmp_path, ModelFolder(ours, tokenizer, config, TINY_OBJECTIVE))
     theirs, loaded = BertForPreTraining.from_pretrained(tmp_path, output_loading_info=True)
     assert not any(loaded.values()), loaded
     with torch.no_grad():
@@ -101,7 +101,7 @@ def test_sentence_transformers_opens_it(folder: Path, model: BertModel, tokenize
 
 def test_what_is_written_is_read_back(folder: Path, model: BertModel, tokenizer: WordPieceTokenizer) -> None:
     again = FAMILY.format.read(folder)
-    assert (again.config, again.objective) == (model.config, OBJECTIVE)
+    assert (again.config, again.objective) == (model.config, TINY_OBJECTIVE)
     assert not again.model.training
     assert again.tokenizer is not None and again.tokenizer.pieces(TEXT).tokens == tokenizer.pieces(TEXT).tokens
     for (name, one), (_, other) in zip(model.state_dict().items(), again.model.state_dict().items(), strict=True):
@@ -135,7 +135,7 @@ def test_a_plain_encoder_of_transformers_is_read(shards: bool, inputs: dict[str,
     assert again.tokenizer is None
     assert isinstance(again.model, BertModel)
     _encoder_agrees(again.model, theirs, inputs)
-    model = BertModel(again.config, OBJECTIVE, 200)
+    model = BertModel(again.config, TINY_OBJECTIVE, 200)
     assert set(FAMILY.format.initialize(model, tmp_path)) == HEADS
     _encoder_agrees(model, theirs, inputs)
 
@@ -148,7 +148,7 @@ def test_a_pretraining_model_of_transformers_is_read_whole(inputs: dict[str, Ten
     theirs.save_pretrained(tmp_path)
     read = FAMILY.format.read(tmp_path)
     assert read.config.activation == "gelu_tanh"
-    model = BertModel(read.config, OBJECTIVE, 200)
+    model = BertModel(read.config, TINY_OBJECTIVE, 200)
     assert FAMILY.format.initialize(model, tmp_path) == []
     _encoder_agrees(model, theirs.bert, inputs)
 
@@ -248,14 +248,14 @@ def test_damage_is_named(message: str, damage: Change, folder: Path) -> None:
 def test_a_run_of_another_shape_cannot_start_from_it(
     changes: dict[str, object], message: str, folder: Path, model: BertModel
 ) -> None:
-    other = BertModel(BertConfig.model_validate(model.config.model_dump() | changes), OBJECTIVE, 200)
+    other = BertModel(BertConfig.model_validate(model.config.model_dump() | changes), TINY_OBJECTIVE, 200)
     with pytest.raises(ExportError, match=message):
         FAMILY.format.initialize(other, folder)
 
 
 def test_positions_are_extended(folder: Path, model: BertModel, inputs: dict[str, Tensor]) -> None:
     longer = BertModel(
-        BertConfig.model_validate(model.config.model_dump() | {"max_positions": 100}), OBJECTIVE, 200
+        BertConfig.model_validate(model.config.model_dump() | {"max_positions": 100}), TINY_OBJECTIVE, 200
     ).eval()
     fresh = longer.encoder.embeddings.positions.weight[64:].clone()
     assert FAMILY.format.initialize(longer, folder) == ["positions 64 to 99"]
@@ -274,7 +274,7 @@ def test_rows_without_a_word_are_neither_written_nor_read(
         tensors[name] = torch.cat([tensors[name], torch.ones_like(tensors[name][:24])])
     save_file(tensors, folder / "model.safetensors")
     _edit_config(vocab_size=224)(folder)
-    again = BertModel(model.config, OBJECTIVE, 200)
+    again = BertModel(model.config, TINY_OBJECTIVE, 200)
     assert FAMILY.format.initialize(again, folder, tokenizer) == []
     for (name, one), (_, other) in zip(model.state_dict().items(), again.state_dict().items(), strict=True):
         assert torch.equal(one, other), name
@@ -286,7 +286,7 @@ def test_rows_without_a_word_are_neither_written_nor_read(
 def test_both_dropouts_are_written_and_read(model: BertModel, tokenizer: WordPieceTokenizer, tmp_path: Path) -> None:
     for given, written in ((None, 0.1), (0.0, 0.0)):
         config = BertConfig.model_validate(model.config.model_dump() | {"attention_dropout": given})
-        FAMILY.format.write(tmp_path, ModelFolder(model, tokenizer, config, OBJECTIVE))
+        FAMILY.format.write(tmp_path, ModelFolder(model, tokenizer, config, TINY_OBJECTIVE))
         published = json.loads((tmp_path / "config.json").read_text())
         assert [published[f"{name}_dropout_prob"] for name in ("hidden", "attention_probs")] == [0.1, written]
         assert FAMILY.format.read(tmp_path).config == config
@@ -294,7 +294,7 @@ def test_both_dropouts_are_written_and_read(model: BertModel, tokenizer: WordPie
 
 def test_a_model_without_tokenizer_is_not_written(model: BertModel, tmp_path: Path) -> None:
     with pytest.raises(ExportError, match="no WordPiece tokenizer"):
-        FAMILY.format.write(tmp_path, ModelFolder(model, None, model.config, OBJECTIVE))
+        FAMILY.format.write(tmp_path, ModelFolder(model, None, model.config, TINY_OBJECTIVE))
 
 
 def test_a_model_without_pairs_is_a_masked_language_model(
@@ -302,7 +302,7 @@ def test_a_model_without_pairs_is_a_masked_language_model(
 ) -> None:
     from transformers import BertForMaskedLM
 
-    objective = OBJECTIVE.model_copy(update={"next_sentence": False})
+    objective = TINY_OBJECTIVE.model_copy(update={"next_sentence": False})
     ours = BertModel(model.config, objective, tokenizer.vocabulary_size).eval()
     assert FAMILY.format.initialize(ours, folder) == [], "what it has no place for is left alone"
     FAMILY.format.write(tmp_path / "single", ModelFolder(ours, tokenizer, model.config, objective))

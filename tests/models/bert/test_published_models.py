@@ -23,7 +23,7 @@ from pretrain.models.bert import FAMILY
 from pretrain.models.bert.model import BertModel
 from pretrain.models.bert.tokens import SPECIAL
 from pretrain.models.family import ModelFolder
-from tests.models.bert.conftest import OBJECTIVE
+from tests.models.bert.conftest import TINY_OBJECTIVE
 
 LETTERS = "abcdefghijklmnopqrstuvwxyz"
 VOCABULARY = [*SPECIAL, *LETTERS, *(f"##{letter}" for letter in LETTERS), ".", ","]
@@ -119,7 +119,7 @@ def test_early_folders(tmp_path: Path) -> None:
     assert FAMILY.format.recognises(tmp_path)
     agrees(tmp_path)
     read = FAMILY.format.read(tmp_path)
-    model = BertModel(read.config, OBJECTIVE.model_copy(update={"max_sequence_length": 32}), len(VOCABULARY))
+    model = BertModel(read.config, TINY_OBJECTIVE.model_copy(update={"max_sequence_length": 32}), len(VOCABULARY))
     assert FAMILY.format.initialize(model, tmp_path) == []
 
 
@@ -352,10 +352,10 @@ def test_the_language_is_written_and_read(
     model: BertModel, tokenizer: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     for language in (None, "is"):
-        FAMILY.format.write(tmp_path, ModelFolder(model, tokenizer, model.config, OBJECTIVE, language))
+        FAMILY.format.write(tmp_path, ModelFolder(model, tokenizer, model.config, TINY_OBJECTIVE, language))
         with caplog.at_level(logging.WARNING):
             read = FAMILY.format.read(tmp_path)
-        assert (read.language, read.config, read.objective) == (language, model.config, OBJECTIVE)
+        assert (read.language, read.config, read.objective) == (language, model.config, TINY_OBJECTIVE)
         written = json.loads((tmp_path / "config.json").read_text())["pretrain"]
         assert ("language" in written) == (language is not None)
         shutil.rmtree(tmp_path)

@@ -22,7 +22,7 @@ from pretrain.models.bert.model import BertModel
 from pretrain.models.bert.tokens import SPECIAL, WordPieceTokenizer
 from pretrain.models.bert.weights import published_name
 from pretrain.models.family import ModelFolder
-from tests.models.bert.conftest import OBJECTIVE, TINY
+from tests.models.bert.conftest import TINY, TINY_OBJECTIVE
 from tests.tiny import REPOSITORY, final_weights, tiny_config, tiny_overrides
 
 LETTERS = "abcdefghijklmnopqrstuvwxyz"
@@ -38,7 +38,7 @@ def model(model: BertModel) -> BertModel:
 
 @pytest.fixture
 def folder(model: BertModel, tokenizer: WordPieceTokenizer, tmp_path: Path) -> Path:
-    FAMILY.format.write(tmp_path / "ours", ModelFolder(model, tokenizer, model.config, OBJECTIVE))
+    FAMILY.format.write(tmp_path / "ours", ModelFolder(model, tokenizer, model.config, TINY_OBJECTIVE))
     return tmp_path / "ours"
 
 
