@@ -12,6 +12,7 @@ from tqdm import tqdm
 
 from pretrain.data.text import clean, clean_word
 from pretrain.embedding.pooling import Vectors, count_words_without_piece, pool_sentence, pool_words
+from pretrain.embedding.sentence_modules import SentenceModules, read_sentence_modules
 from pretrain.errors import ExportError
 from pretrain.models import find_family
 from pretrain.models.family import Family, LayerVectors, Pieces, Tokenizer
@@ -43,7 +44,13 @@ class Embedder:
     """
 
     def __init__(
-        self, family: Family, model: nn.Module, tokenizer: Tokenizer, device: str | torch.device | None = None
+        self,
+        family: Family,
+        model: nn.Module,
+        tokenizer: Tokenizer,
+        device: str | torch.device | None = None,
+        *,
+        sentence_modules: SentenceModules | None = None,
     ) -> None:
         self.kind = family.kind
         """The family: `elmo` or `bert`."""
@@ -53,21 +60,27 @@ class Embedder:
         device = device or ("cuda" if torch.cuda.is_available() else "cpu")
         self._encoder = model.get_submodule("encoder").to(device, torch.float32).eval()
         self._carried: torch.Tensor | None = None
-        layers = self._run([tokenizer.pieces("")], None)[0].layers
+        layers = self._run([tokenizer.pieces([])], None)[0].layers
         self._num_layers, self._width = len(layers), layers[0].shape[-1]
+        self._sentence_modules = None if sentence_modules is None else sentence_modules.checked(self._width, tokenizer)
+        asked = None if sentence_modules is None else sentence_modules.max_length
+        limits = [getattr(self._encoder, "max_positions", None), asked or getattr(tokenizer, "max_length", None)]
+        self._max_length = min((limit for limit in limits if limit is not None), default=None)
 
     @classmethod
     def load(cls, folder: str | Path, device: str | torch.device | None = None) -> "Embedder":
         """The model in `folder`, in any published format that we read, on `device` (None: CUDA where there is one).
 
+        A folder of sentence-transformers (every BERT that we export is one) also says how a text's vector is made.
         Raises ExportError where the folder holds no model, more than one, or no tokenizer.
         """
         folder = Path(folder)
-        family = find_family(folder)
-        read = family.format.read(folder)
+        modules = read_sentence_modules(folder)
+        family = find_family(folder if modules is None else modules.transformer)
+        read = family.format.read(folder if modules is None else modules.transformer)
         if read.tokenizer is None:
             raise ExportError(f"{folder} holds a {family.kind} model but no tokenizer, which vectors of text need")
-        return cls(family, read.model, read.tokenizer, device)
+        return cls(family, read.model, read.tokenizer, device, sentence_modules=modules)
 
     @property
     def num_layers(self) -> int:
@@ -78,6 +91,11 @@ class Embedder:
     def width(self) -> int:
         """Width of a vector, the same for every layer."""
         return self._width
+
+    @property
+    def max_length(self) -> int | None:
+        """The most pieces of a text, special tokens included, by the model's positions and the folder's settings."""
+        return self._max_length
 
     def words(self, text: Text) -> list[str]:
         """The words of a text (as they stand in it) whose vectors `encode` gives, in the same order."""
@@ -109,15 +127,18 @@ class Embedder:
         | "pieces"   | (pieces, width)    | (layers, pieces, width)                                 |
         | "sentence" | (width,)           | (layers, width)                                         |
 
-        A word is the mean of its pieces; a sentence the mean of all pieces that belong to words; "pieces" are those
-        of the text: special tokens are in none of the three. A text without words gives arrays of 0 words, and zeros
-        as a sentence. A word without a piece gives zeros, and one logged warning a call says how many there were.
+        A word is the mean of its pieces; "pieces" are those of the text, without special tokens. A sentence is what the
+        folder's `modules.json` makes of all pieces, special tokens included, as sentence-transformers does; where there
+        is none, the mean of all pieces that belong to words. A text without words gives arrays of 0 words, and zeros as
+        the latter. A word without a piece gives zeros, and one logged warning a call says how many there were.
 
         Every text starts from zero state. `stateful=True`, for families that carry state, is what published ELMo
         does: text i goes on from where text i of the stateful call before ended. There are as many rows of state as
         texts in the longest call; a shorter one leaves the others' as they are.
 
-        Raises ValueError for a bad value, and TextTooLong, which is one, for a text longer than the model reads.
+        Raises ValueError for a bad value, and TextTooLong, which is one, for a text longer than the model reads;
+        ExportError for raw text where the folder's tokenizer needs a program that is not here, and for "sentence" where
+        the folder has modules that are not.
         """
         single, items = _as_texts(texts, is_split_into_words)
         pieces = self.pieces(items)
@@ -135,11 +156,10 @@ class Embedder:
             self.tokenizer.pieces(clean(text) if isinstance(text, str) else list(map(clean_word, text)))
             for text in texts
         ]
-        limit: int | None = getattr(self._encoder, "max_positions", None)
-        if limit is not None:
+        if self._max_length is not None:
             for index, text in enumerate(pieces):
-                if len(text.tokens) > limit:
-                    raise TextTooLong(index, len(text.tokens), limit)
+                if len(text.tokens) > self._max_length:
+                    raise TextTooLong(index, len(text.tokens), self._max_length)
         return pieces
 
     def encode_pieces(
@@ -165,7 +185,7 @@ class Embedder:
             # [texts, layers, pieces, width]
             arrays = torch.stack([vectors.layers[layer] for layer in chosen], dim=1).cpu().numpy()
             for row, array in zip(rows, arrays, strict=True):
-                every = _pool(array[:, : len(pieces[row].tokens)], pieces[row], output)
+                every = self._pool(array[:, : len(pieces[row].tokens)], pieces[row], output)
                 pooled[row] = every[0] if _is_number(layers) else every
             if progress is not None:
                 progress.update(len(rows))
@@ -205,6 +225,16 @@ class Embedder:
         if stateful:
             self._carried = state
 
+    def _pool(self, vectors: Vectors, pieces: Pieces, output: Output) -> Vectors:
+        """[layers, pieces, width] as `output` says."""
+        if output == "words":
+            return pool_words(vectors, pieces.word_of, len(pieces.words))
+        if output == "pieces":
+            return vectors[:, pieces.word_of >= 0]
+        if self._sentence_modules is not None:
+            return self._sentence_modules(vectors)
+        return pool_sentence(vectors, pieces.word_of)
+
     @torch.no_grad()
     def _run(self, pieces: list[Pieces], carried: torch.Tensor | None) -> tuple[LayerVectors, torch.Tensor]:
         """The family's encoder on one batch."""
@@ -223,15 +253,6 @@ def warn_of_words_without_piece(count: int, words: int) -> None:
 def _is_number(layers: object) -> bool:
     """Whether it is one whole number, NumPy's included; true and false are none."""
     return isinstance(layers, numbers.Integral) and not isinstance(layers, bool)
-
-
-def _pool(vectors: Vectors, pieces: Pieces, output: Output) -> Vectors:
-    """[layers, pieces, width] as `output` says."""
-    if output == "words":
-        return pool_words(vectors, pieces.word_of, len(pieces.words))
-    if output == "sentence":
-        return pool_sentence(vectors, pieces.word_of)
-    return vectors[:, pieces.word_of >= 0]
 
 
 def _as_texts(texts: str | Iterable[Text], is_split_into_words: bool) -> tuple[bool, list[Text]]:
