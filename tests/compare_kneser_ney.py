@@ -8,22 +8,20 @@ over the ends of sentences and ELMo carries its states.
 
 import argparse
 import contextlib
-import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from pretrain.runtime.run_folder import RunFolder
 
 from pretrain.config.data import DataConfig
-from pretrain.data.prepare import tokenise_corpus
-from pretrain.data.store import Store
-from pretrain.data.stream import PreparedSource, held_out_sources, training_sources
+from pretrain.data.corpus import PreparedSource, open_corpus, source_weights
+from pretrain.data.prepare import prepare_temporarily
 from pretrain.errors import ConfigError
 from pretrain.evaluate import evaluate
 from pretrain.models.elmo.tokens import WordTokenizer
 from pretrain.models.loss import exp
-from pretrain.runs.folder import RunFolder
 from pretrain.runs.trained import read_tokenizer
 from tests.kneser_ney import KneserNey, Texts
 
@@ -70,15 +68,15 @@ def compare(run: Path, data: Sequence[str] = (), *, checkpoint: str = "best") ->
 
     Raises ConfigError for a run that does not predict words, and what `evaluate` raises.
     """
-    config, store = RunFolder(run).read_config(), Store(RunFolder(run).prepared())
-    tokenizer = read_tokenizer(config, store.fetch_tokenizer())
+    folder = RunFolder(run)
+    config = folder.read_config()
+    prepared = open_corpus(folder.prepared(), source_weights(config.data))
+    tokenizer = read_tokenizer(config, prepared.fetch_tokenizer())
     if not isinstance(tokenizer, WordTokenizer):
         raise ConfigError(f"{run}: model.kind is {config.model.kind}: no forward language model to compare with")
-    manifest = store.read_manifest()
-    assert manifest is not None  # the tokenizer was read from it
-    learned = training_sources(store, manifest, [1.0] * len(manifest["train"]))
-    with files(data, tokenizer) if data else contextlib.nullcontext(held_out_sources(store, manifest)) as asked:
-        texts = [[read_texts(s, tokenizer, across=across) for s in (learned, asked)] for across in (False, True)]
+    with files(data, tokenizer) if data else contextlib.nullcontext(prepared.held_out) as asked:
+        both = prepared.training, asked
+        texts = [[read_texts(s, tokenizer, across=across) for s in both] for across in (False, True)]
     by_sentence, across = (ngram_losses(*pair, tokenizer.vocabulary_size) for pair in texts)
     words, predictions = (len(text.words) for text in texts[0])
     reset, carried = (evaluate(run, data, checkpoint, states=states) for states in ("reset", "carried"))
@@ -113,12 +111,11 @@ def read_texts(sources: Sequence[PreparedSource], tokenizer: WordTokenizer, *, a
 
 
 @contextlib.contextmanager
-def files(paths: Sequence[str], tokenizer: WordTokenizer) -> Iterator[list[PreparedSource]]:
+def files(paths: Sequence[str], tokenizer: WordTokenizer) -> Iterator[Sequence[PreparedSource]]:
     """Text files, prepared in a folder that is gone afterwards."""
     config = DataConfig.model_validate({"sources": [{"kind": "text", "files": list(paths)}], "held_out": 0.0})
-    with tempfile.TemporaryDirectory() as scratch:
-        store = Store(scratch)
-        yield training_sources(store, tokenise_corpus(config, tokenizer, store), [1.0])
+    with prepare_temporarily(config, tokenizer) as corpus:
+        yield corpus.training
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

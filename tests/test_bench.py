@@ -13,16 +13,18 @@ import torch
 from click.testing import CliRunner
 
 from pretrain import bench as module
-from pretrain.bench import WARM_UP_STEPS, Bench, bench, build_loader, measure_reading, read_steps
+from pretrain.bench import WARM_UP_STEPS, Bench, bench, measure_reading, read_steps
 from pretrain.cli import main
 from pretrain.config.models import BertConfig
 from pretrain.config.run import RunConfig
 from pretrain.data.loader import MicroBatch
 from pretrain.data.prepare import ensure_prepared
-from pretrain.data.stream import Share
+from pretrain.data.stream import StepExamples, StreamPosition
 from pretrain.models import FAMILIES, get_family
 from pretrain.runs.trained import read_tokenizer
 from pretrain.runtime.timing import OURS
+from pretrain.runtime.world import World
+from pretrain.training.steps import build_loader
 from tests.tiny import tiny_config, tiny_overrides
 
 STEPS = 3
@@ -40,10 +42,10 @@ def measured(
 
 def test_tokens_are_those_of_the_batches(measured: tuple[RunConfig, Bench]) -> None:
     config, result = measured
-    store = ensure_prepared(config, get_family(config.model.kind))
-    steps = read_steps(
-        build_loader(config, read_tokenizer(config, store.fetch_tokenizer()), store), 1, WARM_UP_STEPS + STEPS
-    )
+    prepared = ensure_prepared(config, get_family(config.model.kind))
+    tokenizer, start = read_tokenizer(config, prepared.fetch_tokenizer()), StreamPosition.start(config.data.lanes)
+    loader = build_loader(config, tokenizer, prepared, start, World(0, 0, 1, 1))
+    steps = read_steps(loader, 1, WARM_UP_STEPS + STEPS)
     assert [len(step) for step in steps] == [1] * len(steps)
     counted = []
     for (batch,) in steps[WARM_UP_STEPS:]:
@@ -135,8 +137,9 @@ def test_reading_is_measured_over_whole_blocks(monkeypatch: pytest.MonkeyPatch) 
         nonlocal now
         for step in itertools.count():
             now += 1 if step % 4 else 9 if step else 50
-            share = Share({}, {"mlm": 1, "tokens": 5}, 0, {0: ((step + 1) // 4, 0), 1: (0, 0)})
-            yield from (MicroBatch({}, index, index == 1, share) for index in range(2))
+            position = StreamPosition({lane: ((step + 1) // 4, 0) for lane in range(2)})
+            examples = StepExamples({}, {"mlm": 1, "tokens": 5}, 0, position)
+            yield from (MicroBatch({}, index, index == 1, examples) for index in range(2))
 
     monkeypatch.setattr(time, "perf_counter", lambda: now)
     monkeypatch.setattr(module, "READING_SECONDS", 14)

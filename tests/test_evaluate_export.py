@@ -15,8 +15,8 @@ from torch import Tensor
 
 from pretrain.cli import main
 from pretrain.config.run import RunConfig
-from pretrain.data.store import Store
-from pretrain.data.stream import PreparedSource, held_out_blocks, held_out_sources, training_sources
+from pretrain.data.corpus import PreparedSource, open_corpus, source_weights
+from pretrain.data.stream import held_out_blocks
 from pretrain.embedding.embedder import Embedder
 from pretrain.errors import ConfigError, DataError
 from pretrain.evaluate import evaluate
@@ -24,7 +24,8 @@ from pretrain.export import export
 from pretrain.models import get_family
 from pretrain.models.family import Tokenizer
 from pretrain.runs.folder import RunFolder
-from pretrain.runs.held_out import HELD_OUT_ROWS, evaluate_model, read_trained
+from pretrain.runs.held_out import HELD_OUT_ROWS, evaluate_model
+from pretrain.runs.trained import read_trained
 from pretrain.runtime.seeding import generator
 from pretrain.train import train
 from tests.conftest import write_corpus
@@ -40,8 +41,8 @@ class Made:
 
     config: RunConfig
     tokenizer: Tokenizer
-    train: list[PreparedSource]
-    held_out: list[PreparedSource]
+    train: tuple[PreparedSource, ...]
+    held_out: tuple[PreparedSource, ...]
 
     @property
     def run(self) -> Path:
@@ -53,14 +54,10 @@ def runs(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Ma
     made = {}
     for family in FAMILIES:
         config = tiny_config(family, corpus, tmp_path_factory.mktemp(family), *ONE, "checkpoint.every_steps=2")
-        store = Store(RunFolder(train(config)).prepared())
-        manifest = store.read_manifest()
-        assert manifest is not None
+        prepared = open_corpus(RunFolder(train(config)).prepared(), source_weights(config.data))
         tokenizer = read_trained(config.folder, "newest").folder.tokenizer
         assert tokenizer is not None
-        made[family] = Made(
-            config, tokenizer, training_sources(store, manifest, [1.0]), held_out_sources(store, manifest)
-        )
+        made[family] = Made(config, tokenizer, prepared.training, prepared.held_out)
     return made
 
 
@@ -74,14 +71,14 @@ def direct(made: Made, which: str) -> dict[str, float]:
     model = read_trained(made.run, which).folder.model
     config = made.config.model
     family = get_family(config.kind)
-    rows = HELD_OUT_ROWS if family.ordered else 1
-    maker = family.build_examples(config, made.tokenizer, rows)
-    objective = family.build_objective(config, made.tokenizer)
+    rows = HELD_OUT_ROWS if family.training.ordered else 1
+    maker = family.training.build_examples(config, made.tokenizer, rows)
+    objective = family.training.build_objective(config, made.tokenizer)
     totals: dict[str, float] = {}
     counts: dict[str, int] = {}
     for number in range(made.held_out[0].shards.blocks):
         examples = maker.make(made.held_out[0].block(number), generator("held out", 0, number), pad=True)
-        size = rows if family.ordered else 7
+        size = rows if family.training.ordered else 7
         carried: Tensor | None = None
         for start in range(0, len(examples), size):
             batch = maker.collate(examples.take(start, min(start + size, len(examples))))
@@ -96,7 +93,7 @@ def direct(made: Made, which: str) -> dict[str, float]:
 def direct_shares(made: Made, which: str) -> dict[str, float]:
     """Of a BERT: how often its likeliest word and class are right, and how frequent the more frequent class is."""
     model = read_trained(made.run, which).folder.model
-    maker = get_family("bert").build_examples(made.config.model, made.tokenizer, 1)
+    maker = get_family("bert").training.build_examples(made.config.model, made.tokenizer, 1)
     right: dict[str, list[bool]] = {"mlm": [], "nsp": []}
     classes: list[int] = []
     for number in range(made.held_out[0].shards.blocks):

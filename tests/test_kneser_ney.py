@@ -10,8 +10,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from pretrain.data.corpus import open_corpus, source_weights
 from pretrain.data.prepare import ensure_prepared
-from pretrain.data.store import Store
 from pretrain.errors import ConfigError
 from pretrain.evaluate import evaluate
 from pretrain.models import get_family
@@ -191,9 +191,9 @@ def run(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_a_run_and_ngrams_predict_the_same_positions(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    manifest = Store(RunFolder(run).prepared()).read_manifest()
-    assert manifest is not None
-    learned, held_out = (manifest[split][0]["counts"] for split in ("train", "held_out"))
+    folder = RunFolder(run)
+    prepared = open_corpus(folder.prepared(), source_weights(folder.read_config().data))
+    learned, held_out = (sources[0].counts for sources in (prepared.training, prepared.held_out))
     positions = held_out["tokens"] + held_out["sentences"]
     found = compare(run)
     assert (found.training_words, found.predictions) == (learned["tokens"] + learned["sentences"], positions)

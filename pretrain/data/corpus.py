@@ -67,8 +67,6 @@ class PreparedCorpus:
     """Where it is: a path or URL."""
     identity: str
     """16 hex digits: equal for equal text, blocks and vocabulary, wherever and with whatever they were written."""
-    options: Mapping[str, Any]
-    """The options of the config that it was prepared with."""
     training: tuple[PreparedSource, ...]
     """The sources to train on, in the order of their names."""
     held_out: tuple[PreparedSource, ...]
@@ -141,7 +139,6 @@ def build_corpus(store: Store, manifest: Mapping[str, Any], weights: Mapping[str
         store=files,
         url=store.url,
         identity=manifest["identity"],
-        options=manifest["options"],
         training=_sources(files, manifest["train"], weights),
         held_out=_sources(files, manifest["held_out"], {}),
     )

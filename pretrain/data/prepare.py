@@ -156,7 +156,7 @@ def prepare_temporarily(data: DataConfig, tokenizer: SentenceEncoder) -> Iterato
     """The text of `data` prepared with a tokenizer that is there, in a folder that goes with the block."""
     with tempfile.TemporaryDirectory(prefix="pretrain-corpus-") as folder:
         store = Store(folder)
-        manifest = write_corpus(data, tokenizer, store, Path(folder)) | {"options": {}, "folder": ""}
+        manifest = write_corpus(data, tokenizer, store, Path(folder)) | {"folder": ""}
         yield build_corpus(store, manifest, source_weights(data))
 
 

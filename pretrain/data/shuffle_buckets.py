@@ -32,10 +32,11 @@ class ShuffleBuckets:
     """Takes documents in, gives parts of at most `part_tokens` tokens (or one sentence) back in a random order.
 
     The order is that of a hash of (document, part): a pure function of the corpus. Memory is one bucket's, a 64th of
-    the source: 4 bytes per id, or 8 per word. Files are in a new folder in `scratch`, for as long as the block lasts.
+    the source: 4 bytes per id, or 8 per word. Its files are in a folder in `scratch` (by
+    default where the system keeps such), for as long as the `with` block lasts.
     """
 
-    def __init__(self, part_tokens: int, scratch: Path) -> None:
+    def __init__(self, part_tokens: int, scratch: Path | None = None) -> None:
         self.part_tokens = part_tokens
         self.tokens = 0
         self._scratch = scratch

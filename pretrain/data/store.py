@@ -81,8 +81,9 @@ class Store:
             return
         from filelock import FileLock, Timeout
 
-        Path(self.url).parent.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(f"{self.url}.lock")
+        path = os.path.realpath(self.url)  # one lock, whichever links lead there
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(f"{path}.lock")
         try:
             lock.acquire(timeout=0)
         except Timeout:

@@ -80,6 +80,7 @@ class StepEnd(Callback):
             checkpoints.link_best(self._folder.checkpoints, self._best)
         if module.step == self._stop:
             self._save(trainer, module, None)
+            trainer.should_stop = True
         self._throughput = Throughput()
 
     def _forget_best_of_other_text(self) -> None:

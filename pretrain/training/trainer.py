@@ -67,7 +67,8 @@ def run_rank(
         StepEnd(config, folder, start, stop=stop, held_out=held_out),
     ]
     loader = build_loader(config, tokenizer, corpus, start.position, world)
-    trainer = build_trainer(config, world, device, callbacks, steps=stop - start.step)
+    # Lightning begins nothing where there is no step; `StepEnd` then stops it before the first
+    trainer = build_trainer(config, world, device, callbacks, steps=max(1, stop - start.step))
     with warnings.catch_warnings(), module.stop_request.listen():
         ignore_known_warnings()
         trainer.fit(module, train_dataloaders=loader)

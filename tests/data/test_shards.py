@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from pretrain.data.shards import Shards, cut_blocks, read_block, write_shards
-from pretrain.data.spool import Part, Spool
+from pretrain.data.shuffle_buckets import Part, ShuffleBuckets
 from pretrain.data.store import Store
 from pretrain.errors import DataError
 
@@ -25,12 +25,12 @@ def made_up(rng: np.random.Generator, documents: int, longest: int) -> list[Sent
     ]
 
 
-def spooled(documents: list[Sentences], part_tokens: int) -> list[Part]:
-    with Spool(part_tokens) as spool:
+def shuffled(documents: list[Sentences], part_tokens: int) -> list[Part]:
+    with ShuffleBuckets(part_tokens) as buckets:
         for number, sentences in enumerate(documents):
-            spool.add(number, sentences)
-        assert spool.tokens == sum(len(sentence) for document in documents for sentence in document)
-        return list(spool)
+            buckets.add(number, sentences)
+        assert buckets.tokens == sum(len(sentence) for document in documents for sentence in document)
+        return list(buckets)
 
 
 def sentences_of(part: Part) -> list[list[object]]:
@@ -42,11 +42,11 @@ def tokens_of(parts: list[Part]) -> int:
     return sum(len(part.tokens) for part in parts)
 
 
-def test_the_spool_gives_back_every_sentence_in_an_order_of_its_own() -> None:
+def test_buckets_give_back_every_sentence_in_an_order_of_its_own() -> None:
     documents = made_up(np.random.default_rng(0), 200, 12)
-    parts = spooled(documents, 50)
+    parts = shuffled(documents, 50)
     assert parts[0].number != 0 or parts[1].number != 1
-    assert [part.number for part in parts] == [part.number for part in spooled(documents, 50)]
+    assert [part.number for part in parts] == [part.number for part in shuffled(documents, 50)]
     found: dict[int, list[list[object]]] = {}
     for part in parts:
         found.setdefault(part.number, []).extend(sentences_of(part))
@@ -55,10 +55,10 @@ def test_the_spool_gives_back_every_sentence_in_an_order_of_its_own() -> None:
         assert sorted(map(tuple, found[number])) == sorted(map(tuple, document))
 
 
-def test_the_spool_takes_words_too() -> None:
-    with Spool(4) as spool:
-        spool.add(0, [["a", "b", "a"], ["c", "d"], ["e"]])
-        parts = sorted(spool, key=lambda part: part.tokens[0])
+def test_buckets_take_words_too() -> None:
+    with ShuffleBuckets(4) as buckets:
+        buckets.add(0, [["a", "b", "a"], ["c", "d"], ["e"]])
+        parts = sorted(buckets, key=lambda part: part.tokens[0])
     assert [sentences_of(part) for part in parts] == [[["a", "b", "a"]], [["c", "d"], ["e"]]]
 
 
@@ -66,7 +66,7 @@ def test_the_spool_takes_words_too() -> None:
 def test_blocks_are_equal_and_hold_everything_once(seed: int) -> None:
     rng = np.random.default_rng(seed)
     block_tokens = int(rng.integers(100, 1000))
-    parts = spooled(made_up(rng, int(rng.integers(1, 120)), int(rng.integers(1, 60))), block_tokens // 4)
+    parts = shuffled(made_up(rng, int(rng.integers(1, 120)), int(rng.integers(1, 60))), block_tokens // 4)
     total = tokens_of(parts)
     blocks = list(cut_blocks(iter(parts), total, block_tokens))
     cut = Counter(token for block in blocks for part in block for token in part.tokens)
@@ -79,24 +79,24 @@ def test_blocks_are_equal_and_hold_everything_once(seed: int) -> None:
 def test_parts_of_one_document_go_to_different_blocks_where_possible() -> None:
     rng = np.random.default_rng(5)
     long = [[[1] * 10 for _ in range(40)] for _ in range(3)]  # 400 tokens each: 4 parts of 100
-    parts = spooled([*made_up(rng, 200, 4), *long], 100)
+    parts = shuffled([*made_up(rng, 200, 4), *long], 100)
     blocks = list(cut_blocks(iter(parts), tokens_of(parts), 400))
     assert len(blocks) > 10
     assert all(len({part.number for part in block}) == len(block) for block in blocks)
 
 
 def test_a_single_document_still_fills_equal_blocks() -> None:
-    parts = spooled([[[1] * 10 for _ in range(2000)]], 100)
+    parts = shuffled([[[1] * 10 for _ in range(2000)]], 100)
     blocks = list(cut_blocks(iter(parts), 20_000, 400))
     assert {tokens_of(block) for block in blocks} == {400}
 
 
 def written(folder: Path, documents: list[Any]) -> tuple[Store, Shards, list[dict[str, object]]]:
     store = Store(str(folder))
-    with Spool(25) as spool:
+    with ShuffleBuckets(25) as buckets:
         for number, sentences in enumerate(documents):
-            spool.add(number, sentences)
-        entries = write_shards(store, "train/a", spool, 100)
+            buckets.add(number, sentences)
+        entries = write_shards(store, "train/a", buckets, 100)
     return store, Shards(entries), entries
 
 
@@ -137,9 +137,9 @@ def test_a_flipped_byte_is_never_read_as_data(kind: Callable[[int], object], tmp
     blocks = [read_block(store, shards, number) for number in range(shards.blocks)]
     rng = np.random.default_rng(3)
     refused = 0
-    for place in rng.choice(len(whole), 60, replace=False):
+    for offset in rng.choice(len(whole), 60, replace=False):
         damaged = bytearray(whole)
-        damaged[place] ^= 1 << rng.integers(0, 8)
+        damaged[offset] ^= 1 << rng.integers(0, 8)
         file.write_bytes(damaged)
         for number, block in enumerate(blocks):
             try:

@@ -13,6 +13,7 @@ import torch
 
 from pretrain.embedding.embedder import Embedder, TextTooLong
 from pretrain.errors import ExportError
+from pretrain.models import get_family
 
 LAYERS = {"elmo": 3, "bert": 4}
 
@@ -46,7 +47,10 @@ def test_outputs_are_means_of_the_pieces(bert: Embedder) -> None:
     pieces, words = bert.encode(text, "pieces"), bert.encode(text)
     for word, vector in enumerate(words):
         assert np.allclose(vector, pieces[word_of[1:-1] == word].mean(axis=0), atol=1e-6)
-    assert np.allclose(bert.encode(text, "sentence"), pieces.mean(axis=0), atol=1e-6)
+    whole, _ = get_family("bert").encode(bert._encoder, [bert.tokenizer.pieces(text)])
+    assert np.allclose(bert.encode(text, "sentence"), whole.layers[-1][0].mean(dim=0), atol=1e-6)
+    plain = Embedder(get_family("bert"), torch.nn.ModuleDict({"encoder": bert._encoder}), bert.tokenizer, "cpu")
+    assert np.allclose(plain.encode(text, "sentence"), pieces.mean(axis=0), atol=1e-6)
 
 
 def test_texts_of_any_kind_of_iterable(embedder: Embedder, sentences: list[str]) -> None:
@@ -89,7 +93,8 @@ def test_texts_without_words(embedder: Embedder) -> None:
     for text in ("", " \t "):
         assert embedder.encode(text).shape == (0, 24)
         assert embedder.encode(text, "pieces", layers="all").shape == (embedder.num_layers, 0, 24)
-        assert np.array_equal(embedder.encode(text, "sentence", layers=[0, 1]), np.zeros((2, 24)))
+        sentence = embedder.encode(text, "sentence", layers=[0, 1])
+        assert sentence.shape == (2, 24) and sentence.any() == (embedder.kind == "bert"), "the mean of [CLS] and [SEP]"
     assert embedder.encode([[]], is_split_into_words=True)[0].shape == (0, 24)
 
 
@@ -162,14 +167,41 @@ def test_a_text_that_is_too_long(bert: Embedder, elmo: Embedder) -> None:
     assert elmo.encode(long).shape == (70, 24)
 
 
+def test_lone_surrogates_are_replaced(embedder: Embedder, caplog: pytest.LogCaptureFixture) -> None:
+    """Half a character is none: both families read U+FFFD, and say so once a call."""
+    texts = ["the \ud800 cat", "cat", "\udfff", "a\udc80b"]
+    with caplog.at_level(logging.WARNING):
+        vectors = embedder.encode(texts)
+    expected = embedder.encode([text.encode("utf-16", "surrogatepass").decode("utf-16", "replace") for text in texts])
+    assert all(np.array_equal(one, other) for one, other in zip(vectors, expected, strict=True))
+    assert [r.getMessage() for r in caplog.records if "surrogate" in r.getMessage()] == [
+        "3 of 4 texts hold lone surrogates, each read as U+FFFD"
+    ]
+    words = [["the", "\ud800", "cat"]]
+    assert embedder.encode(words, is_split_into_words=True)[0].shape == (3, 24)
+    assert embedder.words("a\udc80b") == embedder.words("a\ufffdb")
+    assert embedder.words("\ud83d\ude00") == ["\U0001f600"], "a pair is the character that it stands for"
+
+
 def test_no_state_to_carry(bert: Embedder) -> None:
     with pytest.raises(ValueError, match="bert models carry no state"):
         bert.encode("cat", stateful=True)
 
 
 def test_folders_that_hold_no_one_model(folders: dict[str, Path], tmp_path: Path) -> None:
-    with pytest.raises(ExportError, match=r"no model folder: looked for elmo \(bilm format\) and bert \(transformers"):
+    with pytest.raises(ExportError, match=r"nothing: no such folder"):
         Embedder.load(tmp_path / "nothing")
+    (tmp_path / "file").write_text("text")
+    with pytest.raises(ExportError, match=r"file is a file, not a model folder"):
+        Embedder.load(tmp_path / "file")
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    with pytest.raises(ExportError, match=r"no model folder: looked for elmo \(bilm format\) and bert \(transformers"):
+        Embedder.load(empty)
+    for name in ("bert_config.json", "bert_model.ckpt.index", "bert_model.ckpt.data-00000-of-00001"):
+        (empty / name).write_text("{}")
+    with pytest.raises(ExportError, match=r"TensorFlow checkpoint \(bert_model.ckpt.index\).*transformers format"):
+        Embedder.load(empty)
     for folder in folders.values():
         shutil.copytree(folder, tmp_path, dirs_exist_ok=True)
     with pytest.raises(

@@ -14,17 +14,20 @@ from typing import Any
 import h5py
 import numpy as np
 import torch
-from pretrain.training.trained import build_initial_model
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from pretrain.bench import build_loader, read_steps, to_device
+from pretrain.bench import read_steps, to_device
 from pretrain.data.prepare import ensure_prepared
+from pretrain.data.stream import StreamPosition
 from pretrain.embedding.embedder import Embedder
 from pretrain.models import FAMILIES, get_family
 from pretrain.models.bert.export import published_name
 from pretrain.models.loss import LossTerm
+from pretrain.runs.trained import build_initial_model, read_tokenizer
+from pretrain.runtime.world import World
+from pretrain.training.steps import build_loader
 from pretrain.training.trainer import set_up_arithmetic
 from tests.conftest import SHARED, write_corpus
 from tests.tiny import tiny_config
@@ -89,7 +92,7 @@ def published_bert() -> Results:
         weights = {name.removeprefix("w."): tensor for name, tensor in tensors.items() if name.startswith("w.")}
         save_file(weights, Path(folder) / "model.safetensors")
         (Path(folder) / "config.json").write_text(metadata["config"], encoding="utf-8")
-        read = family.read(Path(folder))
+        read = family.format.read(Path(folder))
     labels = tensors["in.labels"].flatten()
     masked = (labels != -100).nonzero()[:, 0]
     inputs = [tensors[f"in.{name}"].to(DEVICE) for name in ("input_ids", "token_type_ids", "attention_mask")]
@@ -102,7 +105,7 @@ def published_bert() -> Results:
     for number, layer in enumerate(model.encoder(*inputs).layers):
         expected = tensors[f"out.hidden_{number}"]
         results[f"published BERT, layer {number}"] = close(layer.cpu()[real], expected[real], 0, 5e-5)
-    terms, _ = family.build_objective(read.config, read.tokenizer)(model, batch, None, seed=0)  # type: ignore[arg-type]
+    terms, _ = family.training.build_objective(read.objective, read.tokenizer)(model, batch, None, seed=0)  # type: ignore[arg-type]
     loss = mean(terms)
     loss.backward()
     results["published BERT, loss"] = close(loss, torch.tensor(float(metadata["loss"])), 0, 5e-5)
@@ -126,10 +129,11 @@ def random_model(kind: str, folder: Path, corpus: Path) -> Results:
     """A fresh model on a real batch: CPU against CUDA."""
     config = tiny_config(kind, corpus, folder, "model.dropout=0", "batch.micro_size=32")
     family = get_family(kind)
-    store = ensure_prepared(config, family)
-    tokenizer = read_tokenizer(config, store.fetch_tokenizer())
-    ((batch,),) = read_steps(build_loader(config, tokenizer, store), 1, 1)
-    objective = family.build_objective(config.model, tokenizer)
+    corpus = ensure_prepared(config, family)
+    tokenizer = read_tokenizer(config, corpus.fetch_tokenizer())
+    start = StreamPosition.start(config.data.lanes)
+    ((batch,),) = read_steps(build_loader(config, tokenizer, corpus, start, World(0, 0, 1, 1)), 1, 1)
+    objective = family.training.build_objective(config.objective, tokenizer)
     found = []
     for device in (torch.device("cpu"), DEVICE):
         model = build_initial_model(config, tokenizer).to(device).train()

@@ -9,9 +9,9 @@ from torch import Tensor
 
 import pretrain
 from pretrain.config.run import RunConfig
+from pretrain.data.corpus import PreparedCorpus
 from pretrain.data.prepare import ensure_prepared
-from pretrain.data.store import Store
-from pretrain.data.stream import Corpus, read_shares, training_sources
+from pretrain.data.stream import BlockOrder, StreamPosition, read_step_examples
 from pretrain.models import get_family
 from pretrain.runs.trained import read_tokenizer
 from pretrain.runtime.seeding import seed_of
@@ -31,7 +31,7 @@ OPTIMIZERS = {
 }
 
 
-def prepared(config: RunConfig) -> Store:
+def prepared(config: RunConfig) -> PreparedCorpus:
     return ensure_prepared(config, get_family(config.model.kind))
 
 
@@ -76,24 +76,22 @@ class Expected:
 
 def plain_loop(config: RunConfig, steps: int) -> Expected:
     """Whole steps in plain torch, updates by float64 formulas; candidates are drawn by the run's own key."""
-    store, family = prepared(config), get_family(config.model.kind)
-    manifest = store.read_manifest()
-    assert manifest is not None
-    tokenizer = read_tokenizer(config, store.fetch_tokenizer())
-    maker = family.build_examples(config.model, tokenizer, config.rows_per_lane)
+    corpus, family = prepared(config), get_family(config.model.kind)
+    tokenizer = read_tokenizer(config, corpus.fetch_tokenizer())
+    maker = family.training.build_examples(config.model, config.objective, tokenizer, config.rows_per_lane)
     lanes = config.data.lanes
-    reader = Corpus(training_sources(store, manifest, [1.0]), maker, config.seed, lanes)
-    shares = read_shares(reader, range(lanes), config.rows_per_lane, [(0, 0)] * lanes)
-    objective = family.build_objective(config.model, tokenizer)
+    order = BlockOrder(corpus.training, maker, config.seed, lanes)
+    steps_examples = read_step_examples(order, range(lanes), config.rows_per_lane, StreamPosition.start(lanes))
+    objective = family.training.build_objective(config.objective, tokenizer)
     model = Pretraining(config, tokenizer).model.train()
     names = [name for name, _ in model.named_parameters()]
-    updates = {name: formula(config.optimizer, exempt=family.no_decay(name)) for name in names}
-    scale = {"elmo": config.model.tokens_per_example, "bert": 1}[config.model.kind]
+    updates = {name: formula(config.optimizer, exempt=family.training.no_decay(name)) for name in names}
+    scale = {"elmo": config.objective.tokens_per_example, "bert": 1}[config.model.kind]
     carried: Tensor | None = None
     losses, norms = [], []
     for step in range(steps):
         seed = seed_of(config.seed, "objective", step)
-        terms, carried = objective(model, maker.collate(next(shares).arrays), carried, seed=seed)
+        terms, carried = objective(model, maker.collate(next(steps_examples).arrays), carried, seed=seed)
         carried = None if carried is None else carried.detach()
         loss = torch.stack([term.weight * term.total / term.count for term in terms.values()]).sum()
         model.zero_grad()

@@ -144,8 +144,8 @@ def test_lamb_does_not_take_a_partition_for_a_parameter() -> None:
 def test_a_config_says_whether_its_family_decays_weights(kind: str) -> None:
     family, config = get_family(kind), tiny_config(kind, Path("corpus.txt"), Path("runs")).model
     with torch.device("meta"):
-        names = [name for name, _ in family.build_model(config, 200).named_parameters()]
-    assert any(not family.no_decay(name) for name in names) == config.decays_weights
+        names = [name for name, _ in family.training.build_model(config, 200).named_parameters()]
+    assert any(not family.training.no_decay(name) for name in names) == config.decays_weights
 
 
 def test_a_family_that_decays_nothing_has_one_group() -> None:

@@ -3,27 +3,29 @@
 import logging
 import math
 import os
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
-from pretrain.training.trained import evaluate_run
 
 from pretrain.config.run import RunConfig
 from pretrain.data.prepare import ensure_prepared
-from pretrain.errors import DataError, TrainingError
-from pretrain.evaluate import evaluate, read_model
+from pretrain.errors import CheckpointError, ConfigError, DataError, TrainingError
+from pretrain.evaluate import evaluate
 from pretrain.export import export
 from pretrain.models import get_family
-from pretrain.models.family import ModelFolder
-from pretrain.runs.checkpoints import find_newest
+from pretrain.runs.checkpoints import find_newest, read_state, steps_in
 from pretrain.runs.folder import RunFolder
-from pretrain.train import train
-from pretrain.training.callbacks import shares
+from pretrain.runs.held_out import evaluate_model
+from pretrain.runs.trained import read_model, read_tokenizer
+from pretrain.train import Ended, settle, train
+from pretrain.training import sharded_states
+from pretrain.training.callbacks import count_ratios
 from pretrain.training.trainer import build_module
 from tests.conftest import write_corpus
-from tests.tiny import metrics, run_cli, tiny_config, tiny_overrides
+from tests.tiny import final_weights, metrics, run_cli, tiny_config, tiny_overrides
 from tests.training.wandb_file import read_wandb
 
 FAMILIES = ("elmo", "bert")
@@ -32,14 +34,14 @@ ONE = ["sharding.ranks=1", "sharding.zero_stage=0"]
 
 
 def steps_saved(config: RunConfig) -> list[int]:
-    return sorted(int(path.name.removeprefix("step-")) for path in (config.folder / "checkpoints").glob("step-*"))
+    return list(steps_in(config.folder / "checkpoints"))
 
 
-def test_shares_of_a_steps_counts() -> None:
-    assert shares({"forward": 7, "backward": 7, "tokens": 9}) == {}
+def test_ratios_of_a_steps_counts() -> None:
+    assert count_ratios({"forward": 7, "backward": 7, "tokens": 9}) == {}
     counts = {"mlm": 9, "nsp": 8, "nsp.random": 5, "tokens": 60, "places": 64}
-    assert shares(counts) == {"nsp_random_share": 5 / 8, "fill": 60 / 64}
-    assert shares({"nsp": 0, "nsp.random": 0}) == {"nsp_random_share": 0}
+    assert count_ratios(counts) == {"nsp_random_share": 5 / 8, "fill": 60 / 64}
+    assert count_ratios({"nsp": 0, "nsp.random": 0}) == {"nsp_random_share": 0}
 
 
 def test_what_a_run_writes(corpus: Path, tmp_path: Path) -> None:
@@ -124,7 +126,7 @@ def test_stopping_after_some_steps_and_going_on(corpus: Path, tmp_path: Path, ca
     """`--stop-after` counts the steps of this start, and ends as a success that saves."""
     config = tiny_config("elmo", corpus, tmp_path, *ONE, "schedule.total_steps=7")
     for expected in (3, 6, 7):
-        assert train(config, stop_after=3) == config.folder
+        assert train(config, stop_after=3) == Ended(config.folder)
         assert [line["step"] for line in metrics(config)] == list(range(1, expected + 1))
         assert steps_saved(config)[-1] == expected
     starts = (config.folder / "starts.jsonl").read_text(encoding="utf-8")
@@ -141,7 +143,9 @@ def test_a_loss_that_is_no_number_ends_the_run(corpus: Path, tmp_path: Path) -> 
     absurd = "optimizer={kind: adagrad, peak_learning_rate: 1e38, clip_norm: 0}"
     for name, more in {"logged": "logging.every_steps=1", "saved": "logging.every_steps=1000"}.items():
         config = tiny_config("bert", corpus, tmp_path, *ONE, absurd, f"name={name}", more, "checkpoint.every_steps=4")
-        with pytest.raises(TrainingError, match=r"^step \d+: the .* is (nan|inf): nothing was saved") as error:
+        with pytest.raises(
+            TrainingError, match=r"^step \d+: the .* is NaN or infinite \((nan|inf)\): nothing was saved"
+        ) as error:
             train(config)
         assert "\n" not in str(error.value)
         assert find_newest(config.folder / "checkpoints") is None
@@ -151,9 +155,9 @@ def test_weights_that_are_no_numbers_are_not_saved(
     corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A step's loss may be fine, and what it makes of the weights not."""
-    monkeypatch.setattr(checkpoint, "collect", lambda *_, **__: {"weight/a": torch.tensor([1.0, math.inf])})
+    monkeypatch.setattr(sharded_states, "collect", lambda *_, **__: {"weight/a": torch.tensor([1.0, math.inf])})
     config = tiny_config("bert", corpus, tmp_path, *ONE, "data.held_out=0")
-    with pytest.raises(TrainingError, match=r"^step 1: weight/a is nan"):
+    with pytest.raises(TrainingError, match=r"^step 1: weight/a is NaN or infinite"):
         train(config, stop_after=1)
     assert find_newest(config.folder / "checkpoints") is None
 
@@ -165,17 +169,20 @@ def test_a_run_starts_from_a_model_folder(family: str, corpus: Path, tmp_path: P
     train(first)
     model = export(first.folder, tmp_path / "model")
     text = write_corpus(tmp_path / "more.txt", 120, seed=8)
-    more = [f"model.initialize_from={model}", "name=second", "tokenizer.vocabulary_size=110"]
-    second = tiny_config(family, text, tmp_path, *ONE, *more)
-    store = ensure_prepared(second, get_family(family))
-    tokenizer = read_tokenizer(second, store.fetch_tokenizer())
-    theirs = replace(read_model(model), config=second.model)  # a model folder says nothing of examples' lengths
+    more = [f"model.initialize_from={model}", "name=second"]
+    second = settle(tiny_config(family, text, tmp_path, *ONE, *more))
+    corpus_of_second = ensure_prepared(second, get_family(family))
+    tokenizer = read_tokenizer(second, corpus_of_second.fetch_tokenizer())
+    theirs, _ = read_model(model)
+    theirs = replace(theirs, objective=second.objective)  # a model folder may not say how long examples are
     assert theirs.tokenizer is not None
-    assert tokenizer.vocabulary_size == theirs.tokenizer.vocabulary_size > 110
+    assert tokenizer.vocabulary_size == theirs.tokenizer.vocabulary_size
     assert tokenizer.encode(["A mat."]).ids.tolist() == theirs.tokenizer.encode(["A mat."]).ids.tolist()
-    expected = evaluate_run(theirs, store)
+    expected = evaluate_model(theirs, corpus_of_second.held_out)
     begun, fresh = (
-        evaluate_run(ModelFolder(build_module(second, tokenizer, fresh=start).model, tokenizer, second.model), store)
+        evaluate_model(
+            replace(theirs, model=build_module(second, tokenizer, fresh=start).model), corpus_of_second.held_out
+        )
         for start in (True, False)
     )
     assert begun.loss == pytest.approx(expected.loss, rel=1e-6)
@@ -206,8 +213,109 @@ def test_a_run_without_pairs(corpus: Path, tmp_path: Path) -> None:
     assert all(line["loss"] == line["mlm_loss"] and 0.6 < line["fill"] <= 1 for line in lines)
     assert not [key for key in lines[-1] if "nsp" in key] and "held_out_mlm_accuracy" in lines[-1]
     assert lines[-1]["held_out_loss"] == lines[-1]["held_out_mlm_loss"]
-    folder = read_model(export(config.folder, tmp_path / "model"))
-    assert folder.config.next_sentence is False and folder.config.whole_word_masking is True
-    assert evaluate_run(folder, ensure_prepared(config, get_family("bert"))).loss == pytest.approx(
-        lines[-1]["held_out_loss"], rel=1e-5
-    )
+    folder, _ = read_model(export(config.folder, tmp_path / "model"))
+    assert folder.objective.next_sentence is False and folder.objective.whole_word_masking is True
+    held_out = ensure_prepared(config, get_family("bert")).held_out
+    assert evaluate_model(folder, held_out).loss == pytest.approx(lines[-1]["held_out_loss"], rel=1e-5)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_untrained_model_can_be_saved_and_trained_on(family: str, corpus: Path, tmp_path: Path) -> None:
+    """What `--stop-after 0` writes is bitwise what the run starts from."""
+    more = [*ONE, "schedule.total_steps=3"]
+    whole, halves = (tiny_config(family, corpus, tmp_path, *more, f"name={name}") for name in ("whole", "halves"))
+    train(whole)
+    assert train(halves, stop_after=0) == Ended(halves.folder)
+    assert steps_saved(halves) == [0] and not metrics(halves)
+    assert evaluate(halves.folder).losses.loss > evaluate(whole.folder).losses.loss
+    train(halves)
+    assert [line["loss"] for line in metrics(halves)] == [line["loss"] for line in metrics(whole)]
+    ours, theirs = final_weights(halves), final_weights(whole)
+    assert all(torch.equal(ours[name], value) for name, value in theirs.items())
+
+
+def test_every_saved_step_is_measured(corpus: Path, tmp_path: Path) -> None:
+    """So that the best is the best of all that can be loaded, however often each happens."""
+    more = [*ONE, "schedule.total_steps=9", "checkpoint.every_steps=2", "evaluation.every_steps=3"]
+    config = tiny_config("bert", corpus, tmp_path, *more, "checkpoint.keep_last=9")
+    train(config)
+    measured = {line["step"]: line["held_out_loss"] for line in metrics(config) if "held_out_loss" in line}
+    assert list(measured) == [2, 3, 4, 6, 8, 9] and steps_saved(config) == [2, 4, 6, 8, 9]
+    newest = find_newest(config.folder / "checkpoints")
+    assert newest is not None
+    best = read_state(newest).best
+    assert best is not None and best.loss == min(measured[step] for step in steps_saved(config))
+
+
+def test_losses_over_other_text_are_not_compared(
+    corpus: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """`evaluation.blocks` may change when a run is resumed: then the best is chosen anew."""
+    more = [*ONE, "schedule.total_steps=4", "data.block_tokens=128", "data.held_out=0.2"]
+    train(tiny_config("bert", corpus, tmp_path, *more, "evaluation.blocks=1"), stop_after=2)
+    config = tiny_config("bert", corpus, tmp_path, *more, "evaluation.blocks=2")
+    with caplog.at_level(logging.INFO, "pretrain"):
+        train(config)
+    assert "the best step is chosen anew" in caplog.text
+    newest = find_newest(config.folder / "checkpoints")
+    assert newest is not None
+    best = read_state(newest).best
+    assert best is not None and best.step == 4 and best.text.endswith("2 blocks")
+
+
+def test_a_run_is_trained_longer_when_asked(corpus: Path, tmp_path: Path) -> None:
+    config, longer = (tiny_config("bert", corpus, tmp_path, *ONE, f"schedule.total_steps={n}") for n in (8, 12))
+    train(config)
+    with pytest.raises(ConfigError, match="--extend"):
+        train(longer)
+    train(longer, extend=True)
+    lines = metrics(longer)
+    assert [line["step"] for line in lines] == list(range(1, 13))
+    peak = longer.optimizer.peak_learning_rate
+    assert lines[8]["learning_rate"] == pytest.approx(peak * longer.schedule.factor(8))
+    assert lines[8]["learning_rate"] > lines[7]["learning_rate"]
+    assert train(longer) == Ended(longer.folder), "from now on it is the run's own length"
+
+
+def test_a_run_of_which_nothing_was_saved_starts_over(corpus: Path, tmp_path: Path) -> None:
+    """Its name is not taken by what was lost."""
+    config = tiny_config("bert", corpus, tmp_path, *ONE, "schedule.total_steps=2")
+    train(config)
+    shutil.rmtree(config.folder / "checkpoints")
+    other = tiny_config("bert", corpus, tmp_path, *ONE, "schedule.total_steps=2", "seed=9")
+    train(other)
+    assert RunFolder(config.folder).read_config().seed == 9
+    assert [line["step"] for line in metrics(other)] == [1, 2]
+
+
+def test_the_run_owns_its_tokenizer(corpus: Path, tmp_path: Path) -> None:
+    """Prepared text that is made anew from other text is refused; the run is exported with the words it began with."""
+    text = tmp_path / "text.txt"
+    shutil.copy(corpus, text)
+    config = tiny_config("elmo", text, tmp_path, *ONE, "schedule.total_steps=4", f"data.folder={tmp_path}/prepared")
+    train(config, stop_after=2)
+    tokenizer = read_tokenizer(config, RunFolder(config.folder).tokenizer)
+    write_corpus(text, 300, seed=3)
+    shutil.rmtree(tmp_path / "prepared")
+    with pytest.raises(CheckpointError, match="its text, or the vocabulary, is another one now") as error:
+        train(config)
+    assert "\n" not in str(error.value)
+    with pytest.raises(DataError, match=r"holds another text than .* was trained on"):
+        evaluate(config.folder)
+    exported, _ = read_model(export(config.folder, tmp_path / "model"))
+    assert exported.tokenizer is not None
+    assert exported.tokenizer.vocabulary == tokenizer.vocabulary  # type: ignore[attr-defined]
+    shutil.copy(corpus, text)
+    shutil.rmtree(tmp_path / "prepared")
+    train(config)
+    assert [line["step"] for line in metrics(config)] == [1, 2, 3, 4], "the same text again is the same corpus"
+
+
+def test_a_moved_tree_is_evaluated_and_exported(corpus: Path, tmp_path: Path) -> None:
+    config = tiny_config("bert", corpus, tmp_path / "runs", *ONE, "schedule.total_steps=2")
+    train(config)
+    expected = evaluate(config.folder).losses.loss
+    (tmp_path / "runs").rename(tmp_path / "moved")
+    moved = tmp_path / "moved" / config.name
+    assert evaluate(moved).losses.loss == pytest.approx(expected)
+    export(moved, tmp_path / "model")

@@ -16,15 +16,14 @@ from pretrain.cli import main
 from pretrain.config.load import load_config
 from pretrain.config.plan import plan_run
 from pretrain.config.run import RunConfig
-from pretrain.data.prepare import ensure_prepared, prepared_store
+from pretrain.data.prepare import ensure_prepared, prepared_url
 from pretrain.errors import ConfigError, DataError, ExportError
-from pretrain.evaluate import read_model
 from pretrain.export import export
 from pretrain.models import get_family
 from pretrain.models.elmo.token_embeddings import read_token_embeddings
 from pretrain.prepare import prepare
 from pretrain.runs.folder import RunFolder
-from pretrain.runs.trained import read_tokenizer
+from pretrain.runs.trained import read_model, read_tokenizer
 from pretrain.train import train
 from pretrain.training.trainer import build_module
 from tests.tiny import metrics, run_cli, tiny_config, tiny_overrides
@@ -42,7 +41,7 @@ def learned(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> RunConfig
 
 def words_of(config: RunConfig) -> list[str]:
     """The vocabulary of a run that has begun."""
-    path = Path(RunFolder(config.folder).prepared()) / "tokenizer" / "vocabulary.txt"
+    path = RunFolder(config.folder).tokenizer / "vocabulary.txt"
     return path.read_text(encoding="utf-8").split("\n")[:-1]
 
 
@@ -70,8 +69,8 @@ def test_a_given_vocabulary(learned: RunConfig, corpus: Path, tmp_path: Path) ->
 
 def build(config: RunConfig) -> torch.nn.Module:
     """The model that a fresh start trains."""
-    store = ensure_prepared(config, get_family(config.model.kind))
-    return build_module(config, read_tokenizer(config, store.fetch_tokenizer()), fresh=True).model
+    prepared = ensure_prepared(config, get_family(config.model.kind))
+    return build_module(config, read_tokenizer(config, prepared.fetch_tokenizer()), fresh=True).model
 
 
 def test_the_content_of_the_file_decides(learned: RunConfig, corpus: Path, tmp_path: Path) -> None:
@@ -79,10 +78,10 @@ def test_the_content_of_the_file_decides(learned: RunConfig, corpus: Path, tmp_p
     words = words_of(learned)
     first, second = (write_words(tmp_path / name, words) for name in ("first.txt", "second.txt"))
     one, other = (given(corpus, tmp_path / "runs", path) for path in (first, second))
-    assert prepared_store(one).url == prepared_store(other).url != prepared_store(learned).url
-    before = prepared_store(one).url
+    assert prepared_url(one) == prepared_url(other) != prepared_url(learned)
+    before = prepared_url(one)
     write_words(first, words[:-1])
-    assert prepared_store(one).url != before
+    assert prepared_url(one) != before
     first.unlink()
     with pytest.raises(ConfigError, match=r"tokenizer.vocabulary: .*first.txt: cannot be read: No such file"):
         prepare(one)

@@ -83,3 +83,8 @@ class ElmoObjective:
             losses = model.softmax(top.flatten(0, 1), targets, candidates, num_tries)
             terms[name] = LossTerm(losses.sum(), (targets != IGNORED).sum(), weight=0.5, losses=losses.detach())
         return terms, carried
+
+
+def gradient_scale(config: ElmoObjectiveConfig) -> float:
+    """The window's length: the original's gradient is a sum over time and a mean over rows."""
+    return float(config.unroll_length)

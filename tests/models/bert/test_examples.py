@@ -10,9 +10,7 @@ from numpy.typing import NDArray
 from pretrain.config.data import DataConfig
 from pretrain.config.models import BertConfig
 from pretrain.data.blocks import Arrays, Block
-from pretrain.data.prepare import tokenise_corpus
-from pretrain.data.shards import Shards, read_block
-from pretrain.data.store import Store
+from pretrain.data.prepare import prepare_temporarily
 from pretrain.models.bert.examples import BertExamples, build_examples
 from pretrain.models.bert.pairs import NEXT, RANDOM
 from pretrain.models.bert.sequences import IGNORED
@@ -274,15 +272,15 @@ def test_a_batch_of_packs(packer: BertExamples, packs: Arrays) -> None:
 
 
 @pytest.fixture
-def gutenberg(shared_data: Callable[[str], Path], tmp_path: Path) -> list[Block]:
+def gutenberg(shared_data: Callable[[str], Path]) -> list[Block]:
     """Blocks of eight books, in the pieces of the original's vocabulary."""
     tokenizer = load_tokenizer(shared_data("bert/vocab.txt").parent)
     assert tokenizer is not None
     source = {"kind": "text", "files": str(shared_data("gutenberg/valid.txt.gz"))}
-    store = Store(str(tmp_path))
     data = DataConfig.model_validate({"sources": [source], "held_out": 0.0})
-    shards = Shards(tokenise_corpus(data, tokenizer, store)["train"][0]["shards"])
-    return [read_block(store, shards, number) for number in range(shards.blocks)]
+    with prepare_temporarily(data, tokenizer) as corpus:
+        (books,) = corpus.training
+        return [books.block(number) for number in range(books.shards.blocks)]
 
 
 @pytest.mark.slow

@@ -15,8 +15,6 @@ def config() -> ElmoConfig:
         num_highways=2,
         cell_size=7,
         projection_size=4,
-        unroll_length=4,
-        softmax="full",
     )
 
 

@@ -17,7 +17,7 @@ from torch import Tensor
 from pretrain.config.models import ElmoConfig
 from pretrain.data.blocks import Block
 from pretrain.data.prepare import ensure_prepared
-from pretrain.data.stream import training_sources
+from pretrain.data.stream import StreamPosition
 from pretrain.models.elmo import FAMILY
 from pretrain.models.elmo.model import ElmoModel
 from pretrain.models.elmo.objective import draw_candidates
@@ -48,7 +48,7 @@ def make_model(config: ElmoConfig, seed: int = 0) -> ElmoModel:
 
 
 def reference(folder: Path, model: ElmoModel, config: ElmoConfig) -> ReferenceBilm:
-    FAMILY.write(folder, ModelFolder(model, TOKENIZER, config))
+    FAMILY.format.write(folder, ModelFolder(model, TOKENIZER, config))
     return ReferenceBilm(folder)
 
 
@@ -63,7 +63,7 @@ def windows(config: ElmoConfig) -> Iterator[Batch]:
         document_numbers=np.array([0]),
         words=tuple(distinct),
     )
-    maker = FAMILY.build_examples(config, TOKENIZER, ROWS)
+    maker = FAMILY.training.build_examples(config, TOKENIZER, ROWS)
     examples = maker.make(block, np.random.default_rng(0), pad=True)
     for start in range(0, len(examples), ROWS):
         yield maker.collate(examples.take(start, start + ROWS))
@@ -119,7 +119,7 @@ def test_losses_of_each_direction(config: ElmoConfig, tmp_path: Path, softmax: s
     config = config.model_copy(update={**CLIPPED, "softmax": softmax, "num_negatives": 6, "unroll_length": 5})
     model = make_model(config)
     bilm = reference(tmp_path, model, config)
-    objective = FAMILY.build_objective(config, TOKENIZER)
+    objective = FAMILY.training.build_objective(config, TOKENIZER)
     drawn: list[tuple[Any, ...]] = []
     model.softmax.register_forward_pre_hook(lambda _, inputs: drawn.append(inputs[2:4]))
     text = {
@@ -182,7 +182,7 @@ def test_gradients_of_all_parameters(config: ElmoConfig, softmax: str, changes: 
     more = {"softmax": softmax, "num_negatives": 6, "unroll_length": 5, "dropout": 0.2}
     config = config.model_copy(update={**changes, **more})
     model = make_model(config, seed=1).double()
-    objective = FAMILY.build_objective(config, TOKENIZER)
+    objective = FAMILY.training.build_objective(config, TOKENIZER)
     first, second = windows(config)
     _, carried = objective(model, first, None, seed=0)
     assert carried is not None and carried.abs().min() > 0
@@ -218,7 +218,7 @@ def test_what_truncated_back_propagation_leaves_out(config: ElmoConfig) -> None:
 
     def run(unroll_length: int, given: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """The losses of each window, and the state after the first; `given` replaces that in the second."""
-        objective = FAMILY.build_objective(config, TOKENIZER)
+        objective = FAMILY.training.build_objective(config, TOKENIZER)
         carried: Tensor | None = None
         totals, states = [], []
         for number, batch in enumerate(windows(config.model_copy(update={"unroll_length": unroll_length}))):
@@ -262,13 +262,11 @@ def test_a_step_of_adagrad(corpus: Path, tmp_path: Path, unroll_length: int) -> 
         "optimizer={kind: adagrad, peak_learning_rate: 0.2}",
     )
     train(config, stop_after=1)
-    store = ensure_prepared(config, FAMILY)
-    tokenizer, manifest = read_tokenizer(config, store.fetch_tokenizer()), store.read_manifest()
-    assert manifest is not None
-    sources, lanes = training_sources(store, manifest, [1.0]), config.data.lanes
-    batch = next(iter(build_loader(config, tokenizer, sources, [(0, 0)] * lanes, World(0, 0, 1, 1)))).tensors
+    prepared = ensure_prepared(config, FAMILY)
+    tokenizer, start = read_tokenizer(config, prepared.fetch_tokenizer()), StreamPosition.start(config.data.lanes)
+    batch = next(iter(build_loader(config, tokenizer, prepared, start, World(0, 0, 1, 1)))).tensors
     model = Pretraining(config, tokenizer).model.train()
-    objective = FAMILY.build_objective(config.model, tokenizer)
+    objective = FAMILY.training.build_objective(config.objective, tokenizer)
     terms, _ = objective(model, batch, None, seed=seed_of(config.seed, "objective", 0))
     loss = torch.stack([term.total / term.count for term in terms.values()]).mean()
     weights = dict(model.named_parameters())
