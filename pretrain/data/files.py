@@ -78,15 +78,19 @@ def _list_urls(pattern: str) -> list[SourceFile]:
         raise DataError(f"{pattern}: cannot be listed: {first_line(error)}") from None
     root = path[: next(i for i, character in enumerate(path) if character in "*?[")].rpartition("/")[0]
     names = {name: name.removeprefix(root).lstrip("/") for name, about in found.items() if about["type"] == "file"}
-    hidden = "/." in path
+    hidden = _is_hidden(path.removeprefix(root))
     files = [
         SourceFile(pattern, names[name], filesystem.unstrip_protocol(name))
         for name in sorted(names)
-        if hidden or not any(part.startswith(".") for part in names[name].split("/"))
+        if hidden or not _is_hidden(names[name])
     ]
     if not files:
         raise DataError(f"{pattern}: no such file")
     return files
+
+
+def _is_hidden(path: str) -> bool:
+    return any(part.startswith(".") for part in path.split("/") if part not in (".", ".."))
 
 
 def open_files(patterns: str | tuple[str, ...]) -> Iterator[tuple[str, BinaryIO]]:
@@ -97,7 +101,7 @@ def open_files(patterns: str | tuple[str, ...]) -> Iterator[tuple[str, BinaryIO]
 
 def open_members(path: str) -> Iterator[tuple[str, BinaryIO]]:
     """A file, decompressed, or the files of a `.zip` or tar archive; each is closed when the next one is asked for."""
-    name = path.lower()
+    name = (path.partition("?")[0] if path.startswith(("http://", "https://")) else path).lower()
     if name.endswith(UNREADABLE_SUFFIXES):
         raise DataError(f"{path}: unpack it first: such files are not read")
     with open_file(path) as file:
@@ -105,7 +109,7 @@ def open_members(path: str) -> Iterator[tuple[str, BinaryIO]]:
             if name.endswith(".zip"):
                 yield from _zip_members(file, path)
             elif name.endswith(TAR_SUFFIXES):
-                yield from _tar_members(file, path)
+                yield from _tar_members(file, path, name)
             else:
                 yield path, _decompressed(file, name)
         except (zipfile.BadZipFile, tarfile.TarError, EOFError, OSError, RuntimeError) as error:
@@ -139,8 +143,7 @@ def _zip_members(file: BinaryIO, path: str) -> Iterator[tuple[str, BinaryIO]]:
                     yield f"{path}/{member.filename}", _decompressed(cast(BinaryIO, opened), member.filename.lower())
 
 
-def _tar_members(file: BinaryIO, path: str) -> Iterator[tuple[str, BinaryIO]]:
-    name = path.lower()
+def _tar_members(file: BinaryIO, path: str, name: str) -> Iterator[tuple[str, BinaryIO]]:
     for short, suffix in ((".tgz", ".gz"), (".tbz2", ".bz2"), (".txz", ".xz")):
         name = name.replace(short, suffix) if name.endswith(short) else name
     with tarfile.open(fileobj=_decompressed(file, name), mode="r|") as archive:
@@ -169,8 +172,7 @@ class _Streamed(io.RawIOBase):
 
 def _is_wanted(member: str, path: str) -> bool:
     """Whether a file of an archive is one a glob would list; raises DataError for an archive within an archive."""
-    parts = [part for part in member.split("/") if part != "."]
-    if "__MACOSX" in parts or any(part.startswith(".") for part in parts):  # what a Mac's packer adds
+    if _is_hidden(member) or "__MACOSX" in member.split("/"):  # what a Mac's packer adds
         return False
     if member.lower().endswith((".zip", *TAR_SUFFIXES, *UNREADABLE_SUFFIXES)):
         raise DataError(f"{path}: {member} is an archive within an archive: unpack it")

@@ -109,8 +109,9 @@ def check_is_text(file: Any, name: str, encoding: str | None) -> None:
     for magic, what in _MAGIC.items():
         if start.startswith(magic):
             raise DataError(f"{name}: not text but {what}")
-    if b"\0" in start and not (encoding or "utf-16").startswith(("utf-16", "utf-32", "utf_16", "utf_32")):
-        raise DataError(f"{name}: not text in {encoding}: it holds NUL bytes; is its encoding utf-16?")
+    wide = (encoding or "utf-16").startswith(("utf-16", "utf-32"))  # XML says itself how it is encoded
+    if start.count(0) * 3 > len(start) and not wide:
+        raise DataError(f"{name}: not text in {encoding}: it is full of NUL bytes; is its encoding utf-16?")
 
 
 def first_line(error: Exception) -> str:
