@@ -157,11 +157,13 @@ class Tally:
         if self.long_texts:
             done = {
                 "split": f"read in {self.windows:,} windows",
-                "truncate": f"cut short: {self.words_left_out:,} words have no vector",
-                "skip": f"skipped: {self.words_left_out:,} words have no vector",
+                "truncate": f"cut short; {self.words_left_out:,} words have no vector",
+                "skip": f"skipped; {self.words_left_out:,} words have no vector",
             }
-            count = f"{self.long_texts:,} of {self.texts:,} texts"
-            log.warning("%s are longer than the %s pieces the model reads: %s", count, limit, done[long])
+            log.warning(
+                "texts of more pieces than the model reads (%s): %d of %d, %s",
+                limit, self.long_texts, self.texts, done[long],
+            )  # fmt: skip
         if output == "words" and self.words_without_piece:
             log.warning(
                 "%d of %d words have no piece, as control characters have none: their vectors are 0",

@@ -18,7 +18,7 @@ log = logging.getLogger(__name__)
 
 SPARE = 1 << 20
 """Bytes of the disk that are taken beyond the vectors, for what HDF5 adds to a file of a few texts."""
-STEP = 8 << 20
+STEP = 1 << 20
 """Bytes of the disk that are taken at a time."""
 
 

@@ -252,7 +252,7 @@ def test_long_lines(
     expected = Embedder.load(folders["bert"], device="cpu").encode(lines, layers="all", long=long)
     assert all(np.allclose(ours, theirs, atol=1e-5) for ours, theirs in zip(vectors, expected, strict=True))
     assert len(caplog.records) == 2  # the verb's and encode's, each for all its texts
-    assert caplog.records[0].getMessage().startswith("2 of 5 texts are longer than the 64 pieces the model reads: ")
+    assert caplog.records[0].getMessage().startswith("texts of more pieces than the model reads (64): 2 of 5, ")
 
 
 @pytest.mark.parametrize(

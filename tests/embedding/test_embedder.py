@@ -190,7 +190,7 @@ def test_a_text_in_windows(
 ) -> None:
     vectors = bert.encode([SHORT, LONG], output, layers=layers, long="split", batch_size=batch_size)
     (message,) = [record.getMessage() for record in caplog.records]
-    assert message == "1 of 2 texts are longer than the 64 pieces the model reads: read in 3 windows"
+    assert message == "texts of more pieces than the model reads (64): 1 of 2, read in 3 windows"
     assert np.allclose(vectors[0], bert.encode(SHORT, output, layers=layers), atol=1e-5)
     assert [word for part in parts(bert) for word in part] == bert.words(LONG)
     assert all(part[-1] in ".!" for part in parts(bert))
@@ -221,7 +221,7 @@ def test_a_text_cut_short(output: Any, layers: Any, bert: Embedder, caplog: pyte
     short, long = bert.encode([SHORT, LONG], output, layers=layers, long="truncate")
     (message,) = [record.getMessage() for record in caplog.records]
     kept = len(bert.fit([LONG], "truncate")[0].pieces.words)
-    assert f": cut short: {len(bert.words(LONG)) - kept} words have no vector" in message
+    assert f", cut short; {len(bert.words(LONG)) - kept} words have no vector" in message
     assert np.allclose(short, bert.encode(SHORT, output, layers=layers), atol=1e-5)
     words = bert.words(LONG)[:kept]
     assert 62 - 8 < len(bert.encode([words], "pieces", is_split_into_words=True)[0]) <= 62
@@ -245,7 +245,7 @@ def test_a_text_that_is_skipped(
         assert skipped.shape == shape and not skipped.any()
         assert np.allclose(short, bert.encode(SHORT, output, layers="all"), atol=1e-5)  # type: ignore[arg-type]
         (message,) = [record.getMessage() for record in caplog.records]
-        assert message.endswith(f"skipped: {len(bert.words(LONG))} words have no vector")
+        assert message.endswith(f"skipped; {len(bert.words(LONG))} words have no vector")
     assert bert.encode([LONG], long="skip")[0].shape == (0, 24)  # no text is left to read
 
 

@@ -118,9 +118,9 @@ def test_mistakes_are_named() -> None:
 @pytest.mark.parametrize(
     ("long", "message"),
     [
-        ("split", "2 of 3 texts are longer than the 10 pieces the model reads: read in 5 windows"),
-        ("truncate", "2 of 3 texts are longer than the 10 pieces the model reads: cut short: 12 words have no vector"),
-        ("skip", "2 of 3 texts are longer than the 10 pieces the model reads: skipped: 28 words have no vector"),
+        ("split", "texts of more pieces than the model reads (10): 2 of 3, read in 5 windows"),
+        ("truncate", "texts of more pieces than the model reads (10): 2 of 3, cut short; 12 words have no vector"),
+        ("skip", "texts of more pieces than the model reads (10): 2 of 3, skipped; 28 words have no vector"),
     ],
 )
 def test_they_are_reported_in_a_line(long: str, message: str, caplog: pytest.LogCaptureFixture) -> None:
