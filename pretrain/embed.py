@@ -90,7 +90,7 @@ def _check_options(model: Path, out: Path, encoding: str) -> None:
             f"--encoding is {encoding!r}, no encoding of text: give one such as utf-8 or latin-1"
         ) from None
     if not model.is_dir():
-        raise ExportError(f"{model}: {'not a folder' if model.exists() else 'no such folder'}")
+        raise ExportError(f"{model} is a file, not a model folder" if model.exists() else f"{model}: no such folder")
 
 
 def _load(model: Path, checkpoint: str, layers: "Layers") -> "Embedder":

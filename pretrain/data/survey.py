@@ -85,13 +85,15 @@ def look_at(source: Source, language: str) -> Look:
     """The counts of a source's first documents, up to some megabytes of text."""
     split = sentence_splitter(language)
     look = Look()
-    for whole in read_source(source):
+    texts = read_source(source)
+    for whole in texts:
         text = whole[:CHARACTERS_LOOKED_AT]
         if sentences := split(text, source.lines):
             cut = split(text, "paragraph") if source.lines == "sentence" else sentences
             look.add(text, len(cut), one_sentence=len(sentences) == 1)
             look.hashes.add(held_out_hash(whole))
             if look.characters >= CHARACTERS_LOOKED_AT:
+                look.complete = next(texts, None) is None  # one document may be all there is
                 return look
     look.complete = True
     return look
@@ -142,8 +144,8 @@ def problems(look: Look, source: Source) -> list[str]:
         )
     if look.documents > 1 and look.one_sentence > MOST * look.documents:
         found.append(
-            f"{look.one_sentence:,} of {look.documents:,} documents are one sentence, so that no sentence has a next "
-            "one to learn from: put blank lines between documents, not between the sentences of one"
+            f"{look.one_sentence:,} of {look.documents:,} documents are one sentence, which has no next one to learn "
+            "from: put blank lines between documents, not between the sentences of one"
         )
     if source.kind not in ("python_docs", "conllu") and look.lines >= FEWEST_LINES:
         found += _of_lines(look, source)

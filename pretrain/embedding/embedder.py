@@ -1,6 +1,5 @@
 """Contextual vectors of text, from a model folder of either family."""
 
-import logging
 import numbers
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -13,15 +12,13 @@ from tqdm import tqdm
 
 from pretrain.embedding.pooling import Vectors, pool_sentence, pool_words
 from pretrain.embedding.sentence_modules import SentenceModules, read_sentence_modules
-from pretrain.embedding.texts import Text, as_texts, cleaned, replace_surrogates
+from pretrain.embedding.texts import Text, as_texts, cleaned
 from pretrain.embedding.windows import FittedText, Long, Tally, fit_texts
 from pretrain.embedding.windows import TextTooLong as TextTooLong
 from pretrain.errors import ConfigError, ExportError
 from pretrain.models import find_family, get_family
 from pretrain.models.family import Family, LayerVectors, Pieces, Tokenizer
 from pretrain.runtime.machine import exact_float32
-
-log = logging.getLogger(__name__)
 
 Layers = int | Sequence[int] | Literal["all"]
 """One layer, several, or all; negative numbers count from the top."""
@@ -105,7 +102,7 @@ class Embedder:
 
     def words(self, text: Text) -> list[str]:
         """The words of a text (as they stand in it) whose vectors `encode` gives, in the same order."""
-        return self.tokenizer.pieces(cleaned(replace_surrogates(text))).words
+        return self.tokenizer.pieces(cleaned(text)).words
 
     def reset_states(self) -> None:
         """Lets every row start from zero state again at the next stateful call."""
@@ -137,8 +134,7 @@ class Embedder:
         A word is the mean of its pieces; "pieces" are those of the text, without special tokens. A sentence is what the
         folder's `modules.json` makes of all pieces, special tokens included, as sentence-transformers does; where there
         is none, the mean of all pieces that belong to words. A text without words gives arrays of 0 words, and zeros as
-        the latter. A word without a piece gives zeros, and one logged warning a call says how many there were; another
-        says how many texts hold lone surrogates, which are no characters and are read as U+FFFD.
+        the latter. A word without a piece gives zeros, and one logged warning a call says how many there were.
 
         `long` says what becomes of a text with more pieces than the model reads (`max_length`; ELMo has no limit).
 
@@ -175,11 +171,7 @@ class Embedder:
 
     def fit(self, texts: Sequence[Text], long: Long = "error") -> list[FittedText]:
         """Texts, raw or as words, as the model reads them; raises TextTooLong, by `long`, for one that is too long."""
-        readable = [replace_surrogates(text) for text in texts]
-        replaced = sum(one is not other for one, other in zip(readable, texts, strict=True))
-        if replaced:
-            log.warning("%d of %d texts hold lone surrogates, each read as U+FFFD", replaced, len(readable))
-        return fit_texts([self.tokenizer.pieces(cleaned(text)) for text in readable], self._max_length, long)
+        return fit_texts([self.tokenizer.pieces(cleaned(text)) for text in texts], self._max_length, long)
 
     def encode_fitted(
         self,

@@ -43,7 +43,8 @@ LEGACY = {
 """The keys that said it first, one each, in the order in which several are put side by side."""
 ACTIVATIONS = {"Identity": nn.Identity, "Tanh": nn.Tanh, "ReLU": nn.ReLU, "GELU": nn.GELU, "Sigmoid": nn.Sigmoid}
 """Those of `torch.nn` that a Dense module is read with."""
-TRANSFORMER_CONFIG = "sentence_bert_config.json"
+TRANSFORMER_CONFIG = "sentence_*_config.json"
+"""The options of the Transformer module, in a file with the name of its kind of model."""
 _WEIGHTS = ("model.safetensors", "pytorch_model.bin")
 
 
@@ -86,8 +87,8 @@ class SentenceModules:
             return self
         cased = tokenizer.pieces(["A"]).tokens != tokenizer.pieces(["a"]).tokens
         if self.lowercase and cased:
-            options = self.transformer / TRANSFORMER_CONFIG
-            return replace(self, problem=f"{options}: do_lower_case is true, and the tokenizer keeps the case of text")
+            problem = f"{self.transformer / TRANSFORMER_CONFIG}: do_lower_case is true, and the tokenizer keeps case"
+            return replace(self, problem=problem)
         try:
             self(np.zeros((1, 1, width), np.float32))
         except RuntimeError as error:
@@ -109,16 +110,17 @@ def read_sentence_modules(folder: Path) -> SentenceModules | None:
     if not isinstance(modules, list) or not modules or not all(isinstance(module, dict) for module in modules):
         raise ExportError(f"{path} holds no list of modules")
     first, *others = [(_kind(module), resolve_inside(folder, module.get("path", ""), path)) for module in modules]
-    if first[0] not in ("Transformer", "BERT"):
+    if first[0] != "Transformer":
         raise ExportError(f"{path}: the first module is {modules[0].get('type')!r}; only a Transformer can be read")
     transformer = first[1]
-    options = _json_or_nothing(transformer / TRANSFORMER_CONFIG)
+    config = next(iter(sorted(transformer.glob(TRANSFORMER_CONFIG))), transformer / TRANSFORMER_CONFIG)
+    options = _json_or_nothing(config)
     length = options.get("max_seq_length")
     if length is not None and (isinstance(length, bool) or not isinstance(length, int) or length < 1):
-        raise ExportError(f"{transformer / TRANSFORMER_CONFIG}: max_seq_length is {length!r}, not a number of pieces")
+        raise ExportError(f"{config}: max_seq_length is {length!r}, not a number of pieces")
     _warn_of_prompt(folder / "config_sentence_transformers.json")
     steps: list[Step] = []
-    problem: str | None = _other_output(transformer / TRANSFORMER_CONFIG, options)
+    problem: str | None = _other_output(config, options)
     try:
         for (kind, module_folder), module in zip(others, modules[1:], strict=True):
             steps += _read_module(path, kind, module_folder, module)

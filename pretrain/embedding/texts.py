@@ -2,22 +2,15 @@
 
 from collections.abc import Iterable, Sequence
 
-from pretrain.data.text import clean
+from pretrain.data.text import clean, clean_word
 
 Text = str | Sequence[str]
 """A raw text, or the words of one."""
 
 
 def cleaned(text: Text) -> Text:
-    """A raw text as tokenizers get it; words are taken as they are."""
-    return clean(text) if isinstance(text, str) else text
-
-
-def replace_surrogates(text: Text) -> Text:
-    """The text itself; or, where it holds surrogates, which are half a character each, another that holds none."""
-    if isinstance(text, str):
-        return text if _is_encodable(text) else _pair_surrogates(text)
-    return text if all(map(_is_encodable, text)) else [_pair_surrogates(word) for word in text]
+    """A text, or its words, as tokenizers get it."""
+    return clean(text) if isinstance(text, str) else [clean_word(word) for word in text]
 
 
 def as_texts(texts: str | Iterable[Text], is_split_into_words: bool) -> tuple[bool, list[Text]]:
@@ -49,16 +42,3 @@ def as_texts(texts: str | Iterable[Text], is_split_into_words: bool) -> tuple[bo
         if isinstance(item, str) or not all(isinstance(word, str) for word in item):
             raise ValueError(f"text {index} is no list of words, as is_split_into_words=True asks for")
     return False, items
-
-
-def _is_encodable(text: str) -> bool:
-    try:
-        text.encode("utf-8")
-    except UnicodeEncodeError:
-        return False
-    return True
-
-
-def _pair_surrogates(text: str) -> str:
-    """A pair is the character that it stands for; a lone one is U+FFFD."""
-    return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")

@@ -130,4 +130,5 @@ def _reason(error: Exception) -> str:
         return f"it holds more than tensors ({found[1]}), which is not unpickled; ask for it as model.safetensors"
     if "weights_only" in text or not text:
         return "it is no file of tensors, or is damaged; download it again"
-    return f"it is damaged or cut short ({text.splitlines()[0]}); download it again"
+    details = "" if isinstance(error, OSError) else f" ({text.splitlines()[0]})"  # those of reading beyond the end
+    return f"it is damaged or cut short{details}; download it again"

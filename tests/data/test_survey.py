@@ -51,7 +51,7 @@ def test_of_ordinary_prose_only_the_number_of_files_is_said(messages: Callable[.
 
 def test_a_blank_line_after_every_sentence(messages: Callable[..., list[str]]) -> None:
     (said,) = messages("\n\n".join(SENTENCES * 5))
-    assert said.startswith("source text-0: 30 of 30 documents are one sentence, so that no sentence has a next one")
+    assert said.startswith("source text-0: 30 of 30 documents are one sentence, which has no next one to learn from")
     assert "put blank lines between documents, not between the sentences of one" in said
 
 
@@ -112,6 +112,8 @@ def test_one_document_cannot_be_shared_out(tmp_path: Path) -> None:
     said = problem(config(tmp_path / "a.txt", 0.02))
     assert said.startswith("data.held_out is 0.02: none of 1 documents, and no share of one can be: put blank lines")
     survey(config(tmp_path / "a.txt", 0.0))
+    (tmp_path / "b.txt").write_text("\n".join(SENTENCES * (CHARACTERS_LOOKED_AT // len(PROSE) + 2)))
+    assert "no share of one can be" in problem(config(tmp_path / "b.txt", 0.02)), "however long it is"
     survey(config(tmp_path / "a.txt", [{"kind": "text", "files": str(tmp_path / "a.txt")}]))
 
 

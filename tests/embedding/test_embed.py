@@ -119,8 +119,8 @@ def test_mistakes_before_anything_is_written_leave_no_file(
 
 
 def test_a_model_that_is_not_there(text: Path, tmp_path: Path) -> None:
-    for path, problem in ((tmp_path / "none", "no such folder"), (text, "not a folder")):
-        with pytest.raises(ExportError, match=f"{path}: {problem}"):
+    for path, problem in ((tmp_path / "none", ": no such folder"), (text, " is a file, not a model folder")):
+        with pytest.raises(ExportError, match=f"{path}{problem}"):
             embed(path, text, tmp_path / "out.hdf5")
 
 

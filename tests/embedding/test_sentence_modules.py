@@ -192,7 +192,7 @@ def _odd() -> Iterator[tuple[str, Callable[[Path], object]]]:
         lambda f: put(f, "sentence_bert_config.json", {"transformer_task": "fill-mask"}),
     )
     yield (
-        r"do_lower_case is true, and the tokenizer keeps the case",
+        r"do_lower_case is true, and the tokenizer keeps case",
         lambda f: put(f, "sentence_bert_config.json", {"max_seq_length": 64, "do_lower_case": True}),
     )
 

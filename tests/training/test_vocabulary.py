@@ -172,6 +172,7 @@ def test_a_published_model_goes_on_with_its_own_softmax(
     keep = ("filters", "num_highways", "cell_size", "projection_size", "character_embedding_size")
     sizes = [f"model.{key}={json.dumps(getattr(read.config, key))}" for key in keep]
     options = [*ONE, *sizes, f"model.initialize_from={model}", "objective.softmax=full"]
+    options += ["tokenizer.word_split=whitespace"]
     config = tiny_config("elmo", corpus, tmp_path / "runs", *options)
     held = read.model.state_dict()
     with caplog.at_level(logging.INFO):

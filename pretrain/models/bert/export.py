@@ -94,13 +94,13 @@ def read(folder: Path) -> ModelFolder:
     where we did not write it, our defaults are taken. Raises ExportError naming the file and what is wrong with it.
     """
     published = read_config(folder / "config.json")
+    weights = read_weights(folder)
     tokenizer = load_tokenizer(folder)
     if tokenizer is not None and tokenizer.vocabulary_size > published.vocabulary_size:
         raise ExportError(
             f"{folder}: the tokenizer has {tokenizer.vocabulary_size} pieces, "
             f"vocab_size in config.json is {published.vocabulary_size}"
         )
-    weights = read_weights(folder)
     check_encoder(weights, published.config, published.vocabulary_size, published.segments)
     objective = published.objective
     said = "next_sentence" in objective.model_fields_set

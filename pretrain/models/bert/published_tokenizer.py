@@ -68,7 +68,10 @@ def load_tokenizer(folder: Path) -> WordPieceTokenizer | None:
     _warn(files, pieces)
     words_only = None
     if kind == JAPANESE:
-        words_only = f"{files.path}: {name} cuts text with a program that is not here: give words that are cut already"
+        words_only = (
+            f"{files.path}: {name} cuts text with a program that is not here: give words that are cut already "
+            "(is_split_into_words, --split)"
+        )
     return WordPieceTokenizer(pieces, max_length=read_max_length(files), words_only=words_only)
 
 

@@ -62,6 +62,7 @@ class WordPieceTokenizer:
     @property
     def options(self) -> dict[str, bool]:
         """The options of `WordPieceConfig` that say how text is cleaned."""
+        self._need_no_cutter()
         normalizer = self._pieces.normalizer
         strip = normalizer.strip_accents
         return {"lowercase": normalizer.lowercase, "strip_accents": normalizer.lowercase if strip is None else strip}

@@ -178,6 +178,8 @@ def test_training_goes_on_from_a_folder_of_transformers(corpus: Path, tmp_path: 
     theirs = published(tmp_path / "theirs")
     more = [
         f"model.initialize_from={theirs}",
+        "tokenizer.lowercase=true",
+        "tokenizer.strip_accents=true",
         "optimizer={kind: adamw, peak_learning_rate: 1e-12}",
         "schedule.total_steps=1",
         "sharding={ranks: 1, zero_stage: 0}",

@@ -3,6 +3,7 @@
 import pytest
 
 from pretrain.config.models import ElmoConfig
+from pretrain.config.objectives import ElmoObjectiveConfig
 from pretrain.models.elmo.tokens import SPECIAL_WORDS, WordTokenizer
 
 
@@ -16,6 +17,11 @@ def config() -> ElmoConfig:
         cell_size=7,
         projection_size=4,
     )
+
+
+@pytest.fixture
+def objective_config() -> ElmoObjectiveConfig:
+    return ElmoObjectiveConfig(unroll_length=4, softmax="full")
 
 
 @pytest.fixture
