@@ -9,10 +9,9 @@ from torch import Tensor, nn
 
 from pretrain.config.objectives import ElmoObjectiveConfig
 from pretrain.errors import ConfigError, ExportError
-from pretrain.models.elmo.examples import IGNORED
 from pretrain.models.elmo.model import ElmoModel
 from pretrain.models.family import Tokenizer
-from pretrain.models.loss import Batch, LossTerm
+from pretrain.models.loss import IGNORE_INDEX, Batch, LossTerm
 
 DIRECTIONS = ("forward", "backward")
 
@@ -73,7 +72,7 @@ class ElmoObjective:
         *hidden, carried = model.encoder(batch["characters"], batch["forward_index"], batch["backward_index"], carried)
         terms = {}
         for number, (direction, outputs) in enumerate(zip(DIRECTIONS, hidden, strict=True)):
-            labels = batch[f"{direction}_targets"].flatten()
+            labels = batch[f"{direction}_labels"].flatten()
             candidates: Tensor | None = None
             num_tries = 0
             if self._sampled and model.training:
@@ -83,7 +82,9 @@ class ElmoObjective:
                 if labels.is_cuda:  # from pinned memory, else the host would wait for the device here
                     candidates = candidates.pin_memory().to(labels.device, non_blocking=True)
             losses = model.softmax(outputs.flatten(0, 1), labels, candidates, num_tries)
-            terms[direction] = LossTerm(losses.sum(), (labels != IGNORED).sum(), weight=0.5, losses=losses.detach())
+            terms[direction] = LossTerm(
+                losses.sum(), (labels != IGNORE_INDEX).sum(), weight=0.5, losses=losses.detach()
+            )
         return terms, carried
 
 

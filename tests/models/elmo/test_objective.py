@@ -12,7 +12,7 @@ from pretrain.models.elmo import FAMILY
 from pretrain.models.elmo.model import ElmoModel
 from pretrain.models.elmo.objective import draw_candidates
 from pretrain.models.elmo.tokens import SPECIAL_WORDS, WordTokenizer
-from pretrain.models.loss import Batch
+from pretrain.models.loss import IGNORE_INDEX, Batch
 
 SAMPLED = {"softmax": "sampled", "num_negatives": 8}
 TOKENIZER = WordTokenizer((*SPECIAL_WORDS, *(f"w{n}" for n in range(30))))
@@ -44,20 +44,20 @@ def make_model(config: ElmoConfig) -> ElmoModel:
 def test_terms(config: ElmoConfig, objective_config: ElmoObjectiveConfig, pad: bool) -> None:
     """Against log-softmax over all logits, position by position."""
     model, batch = make_model(config), make_batch(config, objective_config, pad=pad)
-    assert (batch["forward_targets"] == -100).any() == pad
+    assert (batch["forward_labels"] == IGNORE_INDEX).any() == pad
     terms, carried = FAMILY.training.build_objective(objective_config, TOKENIZER)(model, batch, None, seed=0)
     *tops, state = model.encoder(batch["characters"], batch["forward_index"], batch["backward_index"])
     assert carried is not None and torch.equal(carried, state)
     for (name, term), top in zip(terms.items(), tops, strict=True):
-        targets = batch[f"{name}_targets"]
+        labels = batch[f"{name}_labels"]
         logits = (top.double() @ model.softmax.weight.double().T + model.softmax.bias.double()).log_softmax(-1)
-        real = targets >= 0
-        expected = -logits[real].gather(1, targets[real][:, None]).sum()
+        real = labels >= 0
+        expected = -logits[real].gather(1, labels[real][:, None]).sum()
         assert (term.weight, term.count.dtype, term.count.item()) == (0.5, torch.int64, real.sum().item())
         assert (term.total.dtype, term.total.shape) == (torch.float32, ())
         assert term.total.item() == pytest.approx(expected.item(), rel=1e-6)
         assert term.losses is not None and not term.losses.requires_grad
-        of_each = -logits.gather(2, targets.clamp(min=0)[:, :, None])[:, :, 0] * real
+        of_each = -logits.gather(2, labels.clamp(min=0)[:, :, None])[:, :, 0] * real
         torch.testing.assert_close(term.losses.double(), of_each.flatten().detach(), rtol=1e-5, atol=1e-6)
     assert list(terms) == ["forward", "backward"]
 
