@@ -208,16 +208,18 @@ def test_a_full_disk_is_a_line_and_what_was_written_is_kept(tmp_path: Path) -> N
     assert all(np.array_equal(v, np.full((2, 100, 3), number)) for number, v in enumerate(vectors))
 
 
-def test_the_time_of_a_text_does_not_grow_with_their_number(tmp_path: Path) -> None:
-    vectors, seconds = np.ones((1, 3), np.float32), []
-    with Hdf5Writer(tmp_path / "out.hdf5") as writer:
-        for part in range(6):
-            began = time.process_time()
-            for line in range(2000):
-                writer.write(f"line {part} {line}", vectors)
-            seconds.append(time.process_time() - began)
-    assert len(read(tmp_path / "out.hdf5")[1]) == 12_000
-    assert seconds[-1] < 3 * seconds[0]
+def test_writing_a_text_looks_at_no_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """HDF5 counts and lists what a file holds one by one: asked at every text, that is quadratic."""
+
+    def refuse(*_: Any) -> Any:
+        raise AssertionError("all that was written was looked at")
+
+    with Hdf5Writer(tmp_path / "out.hdf5") as writer, monkeypatch.context() as patch:
+        for name in ("__len__", "__iter__"):
+            patch.setattr(h5py.Group, name, refuse)
+        for line in range(3):
+            writer.write(f"line {line}", np.ones((1, 3), np.float32))
+    assert len(read(tmp_path / "out.hdf5")[1]) == 3
 
 
 def test_few_vectors_are_held_in_memory(
