@@ -87,7 +87,7 @@ def _check_options(model: Path, out: Path, encoding: str) -> None:
         "".encode(encoding)
     except LookupError:
         raise ConfigError(
-            f"--encoding is {encoding!r}, no encoding of text: give one such as utf-8 or latin-1"
+            f"--encoding is {encoding!r}, which is not a text encoding: give one such as utf-8 or latin-1"
         ) from None
     if not model.is_dir():
         raise ExportError(f"{model} is a file, not a model folder" if model.exists() else f"{model}: no such folder")

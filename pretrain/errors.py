@@ -5,7 +5,7 @@
     ├── DataError                 text is missing, empty, undecodable, or prepared data is damaged
     ├── CheckpointError           a checkpoint is cut short, or belongs to another run
     ├── ExportError               a model folder cannot be read or written
-    └── TrainingError             the loss is no number any more
+    └── TrainingError             the loss, a gradient or a weight is NaN or infinite
 
 Anything else that escapes is a bug: it keeps its traceback and exits with 1.
 """
@@ -34,4 +34,4 @@ class ExportError(PretrainError):
 
 
 class TrainingError(PretrainError):
-    """Training cannot go on: the loss is no number any more."""
+    """Training cannot go on: the loss, a gradient or a weight is NaN or infinite."""

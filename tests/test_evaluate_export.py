@@ -275,7 +275,7 @@ def test_several_runs_are_found_before_the_first_is_evaluated(
     elmo = str(runs["elmo"].run)
     for arguments, says in [
         ([str(tmp_path / "nowhere")], f"{tmp_path}/nowhere: no such folder"),
-        ([str(tmp_path)], f"{tmp_path} is no model folder: looked for "),
+        ([str(tmp_path)], f"{tmp_path} is not a model folder: looked for "),
         ([elmo, "--per-sentence", "x.jsonl"], "--per-sentence x.jsonl: for one run or model, not for 2"),
         ([elmo, "--language", "de"], "--language de: for the files of --data"),
     ]:
@@ -320,7 +320,7 @@ def test_a_run_whose_prepared_text_is_gone(
         found = evaluate(run, [text])
     assert f"{run}: no unigram baseline, since the run's prepared text is not there: " in caplog.text
     assert (found.losses, found.unigram_loss, found.text) == (expected.losses, None, expected.text)
-    said = r"not prepared, or gone|missing: .*|holds another text than .* was trained on .*"
+    said = r"not prepared, or no longer there|missing: .*|holds another text than .* was trained on .*"
     with pytest.raises(DataError, match=rf"({said}); give other text with --data$"):
         evaluate(run)
 

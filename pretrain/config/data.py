@@ -19,9 +19,9 @@ Lines = Literal["paragraph", "sentence", "wrapped"]
 
 def _known_encoding(name: str) -> str:
     try:
-        "text".encode(name)  # unlike codecs.lookup, refuses what is no encoding of text, such as hex
+        "text".encode(name)  # unlike codecs.lookup, refuses what does not encode text, such as hex
     except LookupError:
-        raise ValueError(f"{name!r} is no encoding of text: give one such as utf-8, latin-1 or cp1252") from None
+        raise ValueError(f"{name!r} is not a text encoding: give one such as utf-8, latin-1 or cp1252") from None
     return codecs.lookup(name).name
 
 

@@ -25,7 +25,7 @@ WITH_RULES = frozenset(_RULES.split(" "))
 def known_language(code: str) -> str:
     """The code as it was given; raises ValueError for two letters that are no language's (a country's, perhaps)."""
     if len(code) == 2 and code not in _TWO_LETTERS:
-        raise ValueError(f"{code!r} is no language of ISO 639-1: give two or three letters, such as is or isl")
+        raise ValueError(f"{code!r} is not a language code of ISO 639-1: give two or three letters, such as is or isl")
     return code
 
 

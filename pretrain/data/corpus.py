@@ -119,7 +119,7 @@ def open_corpus(url: str, weights: Mapping[str, float]) -> PreparedCorpus:
     """
     corpus = read_corpus(Store(url), weights)
     if corpus is None:
-        raise DataError(f"{url}: not prepared, or gone")
+        raise DataError(f"{url}: not prepared, or no longer there")
     return corpus
 
 

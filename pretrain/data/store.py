@@ -203,7 +203,7 @@ class Preparation:
         self._refuse_strangers()
         if self._target.is_local:
             if self._path.is_mount():
-                raise DataError(f"{self._target.url}: where a disk is mounted: name a folder in it")
+                raise DataError(f"{self._target.url}: the mount point of a disk: name a folder inside it")
             self._remove_leftovers()
             Path(self.files.url).mkdir()
             scratch = Path(self.files.url) / "scratch"

@@ -140,7 +140,7 @@ def problems(look: Look, source: Source) -> list[str]:
         found.append(
             f"{look.long_words:,} words longer than {MAX_CHARACTERS_PER_WORD} characters, "
             f"{look.long_characters / look.characters:.1%} of the text: WordPiece makes each of them [UNK]; "
-            "is it text without spaces, or data that is no text?"
+            "is it text without spaces, or not text at all?"
         )
     if look.documents > 1 and look.one_sentence > MOST * look.documents:
         found.append(

@@ -108,7 +108,7 @@ def read_sentence_modules(folder: Path) -> SentenceModules | None:
         return None
     modules = read_json_value(path)
     if not isinstance(modules, list) or not modules or not all(isinstance(module, dict) for module in modules):
-        raise ExportError(f"{path} holds no list of modules")
+        raise ExportError(f"{path} does not hold a list of modules")
     first, *others = [(_kind(module), resolve_inside(folder, module.get("path", ""), path)) for module in modules]
     if first[0] != "Transformer":
         raise ExportError(f"{path}: the first module is {modules[0].get('type')!r}; only a Transformer can be read")

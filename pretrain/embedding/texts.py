@@ -40,5 +40,5 @@ def as_texts(texts: str | Iterable[Text], is_split_into_words: bool) -> tuple[bo
         return True, [words]
     for index, item in enumerate(items):
         if isinstance(item, str) or not all(isinstance(word, str) for word in item):
-            raise ValueError(f"text {index} is no list of words, as is_split_into_words=True asks for")
+            raise ValueError(f"text {index} is not a list of words, as is_split_into_words=True asks for")
     return False, items

@@ -29,7 +29,7 @@ def find_family(folder: Path) -> Family:
     if not found and (line := find_tensorflow_checkpoint(folder)) is not None:
         raise ExportError(f"{line}, to one of {names}")
     if not found:
-        raise ExportError(f"{folder} is no model folder: looked for {names}, found neither")
+        raise ExportError(f"{folder} is not a model folder: looked for {names}, found neither")
     if len(found) > 1:
         raise ExportError(f"{folder} holds models of two families, {names}: leave one")
     return found[0]

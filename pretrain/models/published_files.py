@@ -19,7 +19,7 @@ def read_json(path: Path) -> dict[str, Any]:
     """The JSON object in a file; raises ExportError where there is none."""
     content = read_json_value(path)
     if not isinstance(content, dict):
-        raise ExportError(f"{path} holds no JSON object")
+        raise ExportError(f"{path} does not hold a JSON object")
     return content
 
 
@@ -116,7 +116,7 @@ def _unpickle(path: Path) -> dict[str, Tensor]:
             raise ExportError(f"{path}: {name} is {list(tensor.shape)}, more values than are stored of it")
     if sum(storages.values()) > path.stat().st_size:
         raise ExportError(
-            f"{path} is cut short, or false: its tensors take {sum(storages.values()):,} bytes, "
+            f"{path} is cut short or malformed: its tensors take {sum(storages.values()):,} bytes, "
             f"the file has {path.stat().st_size:,}"
         )
     loaded: dict[str, Tensor] = torch.load(path, map_location="cpu", weights_only=True)

@@ -1,1 +1,1 @@
-"""The machine and the moment: ranks, logging, seeds, the run folder, throughput."""
+"""The machine and the moment: ranks, files, signals, threads, logging, seeds, timing; knows no run."""

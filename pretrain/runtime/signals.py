@@ -41,4 +41,4 @@ class StopRequest:
         self.received = True
         for one in SIGNALS:
             signal.signal(one, signal.SIG_DFL)
-        log.info("%s: saving after this step; once more ends at once", signal.Signals(number).name)
+        log.info("%s: saving after this step; a second one ends the run at once", signal.Signals(number).name)

@@ -78,7 +78,7 @@ def _decide(config: RunConfig, folder: RunFolder, corpus: PreparedCorpus) -> _De
     if resume is not None and resume.state.corpus != corpus.identity:
         raise CheckpointError(
             f"{resume.checkpoint}: trained on the corpus {resume.state.corpus}; {corpus.url} holds {corpus.identity}: "
-            "its text, or the vocabulary, is another one now: restore it, or give the run another name"
+            "its text or its vocabulary has changed since: restore it, or give the run another name"
         )
     if resume is None and folder.metrics_file.exists():
         log.info("%s: nothing was saved by an earlier start: starting over", folder.path)
@@ -99,7 +99,7 @@ def _decide(config: RunConfig, folder: RunFolder, corpus: PreparedCorpus) -> _De
 def _see(config: RunConfig, folder: RunFolder, decision: _Decision) -> PreparedCorpus:
     """The corpus; raises where this rank does not see what rank 0 does."""
     if _hash_options(config) != decision.options:
-        raise CheckpointError("its config decides another result than rank 0's: start all hosts with the same config")
+        raise CheckpointError("its config differs from rank 0's in what decides the result: start all hosts with the same one")
     nonce = _nonce_file(folder, decision.nonce)
     if not _appears(nonce):
         raise CheckpointError(

@@ -164,11 +164,11 @@ def test_every_problem_is_told_at_once_with_its_path_and_value() -> None:
         ("data.held_out=[{kind: text, files: 3}]", ["data.held_out.0.files: must be text (given: 3)"]),
         (
             "data.language=jp",
-            ["data.language: 'jp' is no language of ISO 639-1: give two or three letters, such as is or isl"],
+            ["data.language: 'jp' is not a language code of ISO 639-1: give two or three letters, such as is or isl"],
         ),
         (
             "data.sources=[{kind: text, files: a, encoding: latin1-x}]",
-            ["data.sources.0.encoding: 'latin1-x' is no encoding of text: give one such as utf-8, latin-1 or cp1252"],
+            ["data.sources.0.encoding: 'latin1-x' is not a text encoding: give one such as utf-8, latin-1 or cp1252"],
         ),
         (
             "data.sources=[{kind: parquet, files: a, encoding: utf-8}]",

@@ -67,7 +67,7 @@ def test_weights_go_with_names_whatever_the_order(configure: Configure, corpus: 
 def test_what_is_not_there_is_said_alike(configure: Configure, tmp_path: Path) -> None:
     config = configure()
     assert find_prepared(config) is None
-    with pytest.raises(DataError, match=r"nowhere: not prepared, or gone"):
+    with pytest.raises(DataError, match=r"nowhere: not prepared, or no longer there"):
         open_corpus(str(tmp_path / "nowhere"), source_weights(config.data))
     manifest = Path(prepared(config).url) / "manifest.json"
     content = json.loads(manifest.read_text())["manifest"] | {"format": 2}

@@ -97,7 +97,7 @@ BEFORE_A_MISTAKE: list[tuple[bytes | None, dict[str, Any], type[Exception], str]
     (None, {}, DataError, r"text\.txt: no such file"),
     (b"c\xe4t\n", {}, DataError, r"text\.txt, line 1: byte 0xe4 is not UTF-8"),
     (b"PK\x03\x04", {}, DataError, r"text\.txt: not text but a zip archive"),
-    (b"cat\n", {"encoding": "utf-9"}, ConfigError, "--encoding is 'utf-9', no encoding of text"),
+    (b"cat\n", {"encoding": "utf-9"}, ConfigError, "--encoding is 'utf-9', which is not a text encoding"),
     (b"cat\n", {"layers": 7}, ConfigError, "--layers: layer 7 does not exist: the model has 4 layers"),
     (b"cat\n", {"checkpoint": "7"}, ConfigError, "not a run folder, so that there is no checkpoint 7"),
     (b". " * 70, {}, DataError, r"text\.txt, line 1: 72 pieces, .*at most 64: cut it, or give --long split, tr"),

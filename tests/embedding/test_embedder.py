@@ -153,8 +153,8 @@ def test_states_go_on_by_row(elmo: Embedder, sentences: list[str]) -> None:
         (["cat", None], {}, "text 1 is a NoneType, not a string"),
         ("cat", {"is_split_into_words": True}, "texts is a string"),
         (["cat", "the cat"], {"is_split_into_words": True}, "string 1 is more than one word"),
-        ([["cat"], "cat"], {"is_split_into_words": True}, "text 1 is no list of words"),
-        ([["cat"], [1]], {"is_split_into_words": True}, "text 1 is no list of words"),
+        ([["cat"], "cat"], {"is_split_into_words": True}, "text 1 is not a list of words"),
+        ([["cat"], [1]], {"is_split_into_words": True}, "text 1 is not a list of words"),
     ],
 )
 def test_mistakes_are_named(texts: Any, options: dict[str, Any], message: str, embedder: Embedder) -> None:
@@ -262,7 +262,7 @@ def test_folders_that_hold_no_one_model(folders: dict[str, Path], tmp_path: Path
         Embedder.load(tmp_path / "file")
     empty = tmp_path / "empty"
     empty.mkdir()
-    with pytest.raises(ExportError, match=r"no model folder: looked for elmo \(bilm format\) and bert \(transformers"):
+    with pytest.raises(ExportError, match=r"is not a model folder: looked for elmo \(bilm format\) and bert \(transformers"):
         Embedder.load(empty)
     for name in ("bert_config.json", "bert_model.ckpt.index", "bert_model.ckpt.data-00000-of-00001"):
         (empty / name).write_text("{}")

@@ -212,8 +212,8 @@ def test_what_is_not_read_is_named(message: str, change: Callable[[Path], object
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ({}, "holds no list of modules"),
-        ([], "holds no list of modules"),
+        ({}, "does not hold a list of modules"),
+        ([], "does not hold a list of modules"),
         ([{"type": "sentence_transformers.models.CLIPModel", "path": ""}], "the first module is .*CLIPModel"),
         ([{"type": "sentence_transformers.models.Transformer", "path": "../other"}], "lies outside"),
         ([{"type": "sentence_transformers.models.Transformer", "path": "/etc"}], "lies outside"),

@@ -79,7 +79,7 @@ def _false_size(path: Path) -> None:
         (_saved({"a": torch.zeros(1).expand(10**6, 10**6)}), r"a is \[1000000, 1000000\], more values than are stored"),
         (_cut, "damaged or cut short"),
         (_cut_in_first_format, "cut short"),
-        (_false_size, "cut short, or false|damaged"),
+        (_false_size, "cut short or malformed|damaged"),
     ],
 )
 def test_pickles(

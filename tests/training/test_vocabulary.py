@@ -102,7 +102,7 @@ def test_a_run_goes_on_with_the_words_that_it_began_with(learned: RunConfig, cor
     config = given(corpus, tmp_path / "runs", write_words(tmp_path / "words.txt", words))
     train(config, stop_after=1)
     write_words(tmp_path / "words.txt", [*words[:-2], words[-1], words[-2]])
-    with pytest.raises(CheckpointError, match="its text, or the vocabulary, is another one now"):
+    with pytest.raises(CheckpointError, match="its text or its vocabulary has changed since"):
         train(config)
     write_words(tmp_path / "words.txt", words)
     train(config)

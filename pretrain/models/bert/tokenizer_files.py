@@ -66,7 +66,7 @@ def _token(path: Path, written: Any) -> AddedToken:
         return AddedToken(written, normalized=False)
     content = written.get("content") if isinstance(written, dict) else None
     if not isinstance(content, str) or not content:
-        raise ExportError(f"{path}: {written!r} is no token")
+        raise ExportError(f"{path}: {written!r} is not a token")
     flags = {key: bool(written[key]) for key in ("single_word", "lstrip", "rstrip", "normalized") if key in written}
     return AddedToken(content, **{"normalized": not written.get("special", False)} | flags)
 

@@ -111,7 +111,7 @@ def choose_pointwise(device: torch.device) -> Pointwise:
         kernels = load_kernels()
         check_kernels(kernels, device)
     except Exception as error:  # of an import, a compiler, a driver: whatever it is, there is another way
-        log.warning("recurrence on %s: plain torch, for Triton failed: %s", device, str(error).splitlines()[0])
+        log.warning("recurrence on %s: plain torch, since Triton failed: %s", device, str(error).splitlines()[0])
         return PLAIN
     log.info("recurrence on %s: Triton", device)
     return kernels

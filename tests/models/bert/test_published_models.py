@@ -272,7 +272,7 @@ def _refused() -> Iterator[tuple[str, Callable[[Path], object]]]:
     yield "names 3 where a file's name belongs", shards({"weight_map": {WORDS: 3}})
     yield "has no weight_map", shards({})
     yield "has no weight_map", shards({"weight_map": []})
-    yield "index.json holds no JSON object", shards([])
+    yield "index.json does not hold a JSON object", shards([])
     yield "other.safetensors is missing", shards({"weight_map": {WORDS: "other.safetensors"}})
     yield (
         "pytorch_model.bin is a Git LFS pointer",

@@ -335,9 +335,9 @@ def _refused() -> Iterator[tuple[str, Callable[[Path], object]]]:
     )
     yield r"added tokens are \[\], not an object", options(added_tokens_decoder=[])
     yield r"'x' is not an id", options(added_tokens_decoder={"x": {"content": "a"}})
-    yield r"3 is no token", options(added_tokens_decoder={"3": 3})
+    yield r"3 is not a token", options(added_tokens_decoder={"3": 3})
     yield r"additional_special_tokens is 3, not a list", options(additional_special_tokens=3)
-    yield r"added_tokens.json holds no JSON object", lambda f: put(f, "added_tokens.json", [])
+    yield r"added_tokens.json does not hold a JSON object", lambda f: put(f, "added_tokens.json", [])
     yield r"tokenizer_config.json is not JSON", lambda f: (f / "tokenizer_config.json").write_text("{")
     yield (
         r"vocab.txt is a Git LFS pointer",

@@ -116,6 +116,6 @@ def test_without_kernels_plain_torch_does_it_and_the_log_says_so(
         assert choose(torch.device("cuda")) is pointwise.PLAIN
     assert [record.getMessage() for record in caplog.records] == [
         "recurrence on cuda: Triton",
-        "recurrence on cuda: plain torch, for Triton failed: no compiler",
+        "recurrence on cuda: plain torch, since Triton failed: no compiler",
     ]
     assert choose(torch.device("cpu")) is pointwise.PLAIN

@@ -226,7 +226,7 @@ def test_sizes_are_believed_as_far_as_they_are_stored(
         (lambda o: o.update(tokenizer=[]), "tokenizer"),
         (lambda o: o.update(tokenizer={"words": 3}), r"tokenizer\.word_split"),
         (lambda o: o.update(language=3), "language is 3, not a language's code"),
-        (lambda o: [o], "options.json holds no JSON object"),
+        (lambda o: [o], "options.json does not hold a JSON object"),
     ],
 )
 def test_options_of_wrong_types(change: Callable[[dict[str, Any]], Any], message: str, folder: Path) -> None:
