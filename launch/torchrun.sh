@@ -7,10 +7,11 @@
 #
 #   NODES=2 NODE_RANK=0 MASTER_ADDR=host0 MASTER_PORT=29500 launch/torchrun.sh ...
 #
-# On one host the text is prepared before the ranks start. On several, rank 0 prepares it while the others wait: hosts
-# that wait longer than some minutes for torchrun itself give up. The same command again resumes the run.
+# On one host the text is prepared before the ranks start. On several, rank 0 prepares it while the others wait, since
+# torchrun gives up on a host that comes ten minutes late. The same command again resumes the run.
 #
-# Ctrl-C and SIGTERM save after the current step. torchrun makes 1 of every exit code but 0: `pretrain train` itself has
+# Ctrl-C and SIGTERM save after the current step, within the 30 seconds that torchrun leaves its ranks. It makes 1 of
+# every exit code but 0: `pretrain train` itself has
 # 0 done, 1 a bug, 2 a mistake in the input, 75 stopped when asked to, and saved.
 
 set -euo pipefail

@@ -99,7 +99,9 @@ def _decide(config: RunConfig, folder: RunFolder, corpus: PreparedCorpus) -> _De
 def _see(config: RunConfig, folder: RunFolder, decision: _Decision) -> PreparedCorpus:
     """The corpus; raises where this rank does not see what rank 0 does."""
     if _hash_options(config) != decision.options:
-        raise CheckpointError("its config differs from rank 0's in what decides the result: start all hosts with the same one")
+        raise CheckpointError(
+            "its config differs from rank 0's in what decides the result: start all hosts with the same one"
+        )
     nonce = _nonce_file(folder, decision.nonce)
     if not _appears(nonce):
         raise CheckpointError(

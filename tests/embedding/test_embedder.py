@@ -262,7 +262,9 @@ def test_folders_that_hold_no_one_model(folders: dict[str, Path], tmp_path: Path
         Embedder.load(tmp_path / "file")
     empty = tmp_path / "empty"
     empty.mkdir()
-    with pytest.raises(ExportError, match=r"is not a model folder: looked for elmo \(bilm format\) and bert \(transformers"):
+    with pytest.raises(
+        ExportError, match=r"is not a model folder: looked for elmo \(bilm format\) and bert \(transformers"
+    ):
         Embedder.load(empty)
     for name in ("bert_config.json", "bert_model.ckpt.index", "bert_model.ckpt.data-00000-of-00001"):
         (empty / name).write_text("{}")

@@ -59,7 +59,9 @@ def find_dataset(file: h5py.File, name: str, shape: tuple[int, ...] | None = Non
         raise ExportError(f"{where} is {found.shape}, the options ask for {shape}")
     most = found.id.get_storage_size() * (1 if found.chunks is None else _MOST_COMPRESSED)
     if found.nbytes > most:
-        raise ExportError(f"{where} is {found.shape}, more values than are stored of it: the file is damaged or malformed")
+        raise ExportError(
+            f"{where} is {found.shape}, more values than are stored of it: the file is damaged or malformed"
+        )
     return found
 
 
