@@ -34,7 +34,7 @@ THE_MACHINES = {
 }  # fmt: skip
 """Errors of the file system that are no bug of ours."""
 RANK_0_SECONDS = 10
-"""How long another rank leaves it to rank 0 to name a mistake that met all ranks alike, and to end them."""
+"""How long other ranks wait for rank 0 to report a mistake that all of them have met, and to end them."""
 
 
 class Commands(click.Group):

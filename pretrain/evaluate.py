@@ -188,7 +188,7 @@ def _log_warnings(corpus: PreparedCorpus) -> None:
 
 
 def sources_of_files(files: Sequence[str], lines: str = "paragraph", language: str = "en") -> DataConfig:
-    """Files as sources, their kinds told by their names; raises ConfigError for a name that tells none."""
+    """Files as sources, their kinds inferred from their names; raises ConfigError where a name implies none."""
     sources: list[dict[str, Any]] = []
     for file in files:
         kind = next((KINDS[suffix] for suffix in reversed(Path(file).suffixes) if suffix in KINDS), None)

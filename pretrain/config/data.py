@@ -164,7 +164,8 @@ class DataConfig(Section):
     block_tokens: Annotated[int, Field(ge=64)] = 65_536
     """Tokens of a block, the unit of shuffling and resuming."""
     lanes: Annotated[int, Field(gt=0)] = 8
-    """Independent readers that share out the blocks; a multiple of the ranks, fixed for the run."""
+    """Leave at 8 unless you will use more than 8 ranks: a multiple of the ranks, fixed for the run. A lane is an
+    independent reader of blocks; ranks and their workers divide the lanes among them."""
     workers: Annotated[int, Field(ge=0)] = 0
     """Loader processes per rank; 0 reads in the training process."""
 

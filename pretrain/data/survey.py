@@ -21,7 +21,7 @@ MAX_CHARACTERS_PER_WORD = 100
 """Of a longer word WordPiece makes one [UNK]."""
 MOST = 0.9
 FEWEST_LINES = 20
-"""Of fewer lines nothing is said: they may be anything."""
+"""From fewer lines nothing is concluded."""
 
 _SENTENCE_END = re.compile(r"""[.!?…。！？।॥؟۔։።]["'”’»)\]]*$""")
 _TAG = re.compile(r"</?[A-Za-z][^<>]*>|<[!?]")

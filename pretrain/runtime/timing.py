@@ -14,7 +14,7 @@ class Timing:
 
     name: str
     flops_per_token: float
-    """As the model is defined, whatever a model computes more or saves."""
+    """By the definition of the model, even where an implementation computes more or less."""
     peak: float
     """FLOP/s of matrix products in the run's precision."""
     tokens: list[int] = field(default_factory=list)

@@ -33,7 +33,7 @@ from pretrain.models.family import ModelFolder
 from pretrain.models.published_files import find_tensorflow_checkpoint, identify, read_json
 
 _MOST_CHARACTERS = 4096
-"""Characters of a word that a file may ask for; no weight depends on their number, but the memory of every word."""
+"""Most characters of a word that a file may ask for: weights do not depend on it, but the memory of every word does."""
 _KEYS = {
     "char_cnn.embedding.dim": "character_embedding_size",
     "char_cnn.filters": "filters",
