@@ -95,7 +95,7 @@ def check_encoder(weights: Weights, config: BertConfig, vocabulary_size: int, se
 
 
 def _encoder_shapes(config: BertConfig, vocabulary_size: int, segments: int) -> Iterator[tuple[str, list[int]]]:
-    """Published names and shapes, one at a time: where a config claims too many layers, the first missing one is met."""
+    """Published names and shapes, one at a time: a config that claims too many layers fails at the first."""
     size, wide = config.hidden_size, config.intermediate_size
     yield WORDS, [vocabulary_size, size]
     yield "bert.embeddings.position_embeddings.weight", [config.max_positions, size]
