@@ -9,6 +9,7 @@ from lightning.pytorch.accelerators import CPUAccelerator
 from lightning.pytorch.strategies import DDPStrategy, DeepSpeedStrategy, SingleDeviceStrategy, Strategy
 
 from pretrain.config.run import RunConfig
+from pretrain.errors import TrainingError
 from pretrain.runtime.collectives import TIMEOUT
 
 
@@ -23,6 +24,22 @@ class ZeroStrategy(DeepSpeedStrategy):
             DDPStrategy.setup_environment(self)
         else:
             super().setup_environment()
+
+    def optimizer_step(self, *args: Any, **kwargs: Any) -> Any:
+        """Ends a micro-batch, the last of a step with an update.
+
+        Raises TrainingError, on all ranks alike, for a gradient with NaN or infinity: DeepSpeed skips that step and goes
+        on, whatever its overflow check is set to.
+        """
+        result = super().optimizer_step(*args, **kwargs)
+        engine: Any = self.model
+        if engine.optimizer.overflow:
+            module: Any = self.lightning_module
+            raise TrainingError(
+                f"step {module.step + 1}: the norm of the gradient is NaN or infinite: nothing was saved since the last "
+                "checkpoint; lower optimizer.peak_learning_rate or lengthen schedule.warmup_steps"
+            )
+        return result
 
 
 def build_strategy(config: RunConfig, ranks: int, device: torch.device) -> Strategy:
@@ -41,7 +58,10 @@ def build_strategy(config: RunConfig, ranks: int, device: torch.device) -> Strat
 
 
 def deepspeed_config(config: RunConfig) -> dict[str, Any]:
-    """What DeepSpeed is told; Lightning adds precision, accumulation and clipping.
+    """What DeepSpeed is told; Lightning adds the accumulation. Nothing that decides the result is left to a default.
+
+    DeepSpeed trains in float32: weights, and gradients summed over micro-batches and ranks. `precision` is that of the
+    products alone, and the step's (`steps.autocast`); DeepSpeed's own bf16 rounds weights and gradients too.
 
     Our optimizers are given as they are ("untested"). Buckets are far below DeepSpeed's default, which reserves
     gigabytes that a BERT does not need, and under ZeRO 3 would keep every weight of one gathered.
@@ -49,6 +69,11 @@ def deepspeed_config(config: RunConfig) -> dict[str, Any]:
     sharding = config.sharding
     return {
         "train_micro_batch_size_per_gpu": config.batch.micro_size,
+        "gradient_clipping": config.optimizer.clip_norm,  # 0 is none; the default is 1.0
+        "bf16": {"enabled": False, "check_grad_overflow": False},
+        "fp16": {"enabled": False},
+        "data_types": {"grad_accum_dtype": "fp32"},
+        "communication_data_type": "fp32",
         "zero_allow_untested_optimizer": True,
         "zero_optimization": {
             "stage": sharding.zero_stage,
