@@ -63,9 +63,9 @@ class Bench:
 
     @property
     def fill(self) -> float | None:
-        """The share of the places of our batches that hold tokens, where some do not."""
+        """The share of our batches' token slots that hold tokens, where some do not."""
         counts = self.about["counts"]
-        return counts["tokens"] / counts["places"] if "places" in counts else None
+        return counts["tokens"] / counts["token_slots"] if "token_slots" in counts else None
 
     def values(self) -> dict[str, Any]:
         """All numbers by name."""

@@ -1,7 +1,6 @@
 """`pretrain embed`: text to vectors, line by line."""
 
 import sys
-from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
 from itertools import islice
 from pathlib import Path
@@ -9,6 +8,7 @@ from typing import BinaryIO
 
 from tqdm import tqdm
 
+from pretrain.data.text import read_lines
 from pretrain.embedding.embedder import Embedder, Layers, Output, Text, TextTooLong, warn_of_words_without_piece
 from pretrain.embedding.pooling import count_words_without_piece
 from pretrain.embedding.writer import Hdf5Writer
@@ -30,8 +30,9 @@ def embed(
 ) -> int:
     """Writes vectors of every line of `input` (a file, or "-" for standard input) to `out`; returns how many lines.
 
-    `out` is HDF5 (`Hdf5Writer`). A line is a text, without the white space around it; with `is_split_into_words`, its
-    words are what white space separates. A blank line keeps its number. Layers and output are as in `Embedder.encode`.
+    `out` is HDF5 (`Hdf5Writer`). A line, whose end is a line feed, a carriage return or both, is a text, without the
+    white space around it; with `is_split_into_words`, its words are what white space separates. A blank line keeps its
+    number. Layers and output are as in `Embedder.encode`.
 
     Raises ConfigError for another kind of file or for layers that the model has not, ExportError for a model that
     cannot be read or an `out` that exists, DataError for a line that is not UTF-8 or longer than the model reads.
@@ -42,7 +43,7 @@ def embed(
     count = words = without_piece = 0
     with _open(input) as file, Hdf5Writer(out) as writer, tqdm(unit=" texts", disable=None) as bar:
         embedder = _load(model, layers)
-        lines = _decode(file, name)
+        lines = map(str.strip, read_lines(file, name))
         while chunk := list(islice(lines, BATCHES_AT_ONCE * batch_size)):
             texts: list[Text] = [line.split() for line in chunk] if is_split_into_words else list(chunk)
             try:
@@ -88,12 +89,3 @@ def _open(input: str | Path) -> AbstractContextManager[BinaryIO]:
         return Path(input).open("rb")
     except OSError as error:
         raise DataError(f"{input} cannot be read: {error.strerror}") from error
-
-
-def _decode(file: BinaryIO, name: str) -> Iterator[str]:
-    """Lines as text, without the white space around them; only a line feed ends one."""
-    for number, line in enumerate(file, start=1):
-        try:
-            yield line.decode("utf-8").strip()
-        except UnicodeDecodeError as error:
-            raise DataError(f"{name}, line {number}: not UTF-8 ({error.reason})") from error

@@ -26,7 +26,19 @@ SAID: dict[States, str] = {
 }
 Counts = np.ndarray[Any, np.dtype[np.int64]]
 
-KINDS = {".txt": "text", ".text": "text", ".jsonl": "json", ".json": "json", ".parquet": "parquet", ".arrow": "arrow"}
+KINDS = {
+    ".txt": "text",
+    ".text": "text",
+    ".md": "text",
+    ".jsonl": "json",
+    ".json": "json",
+    ".csv": "csv",
+    ".tsv": "tsv",
+    ".conllu": "conllu",
+    ".parquet": "parquet",
+    ".arrow": "arrow",
+}
+"""What the ending of a file's name says about it."""
 
 
 @dataclass(frozen=True)
@@ -82,11 +94,13 @@ def evaluate(
     checkpoint: str = "best",
     lines: str = "paragraph",
     *,
+    language: str = "en",
     states: States | None = None,
     per_sentence: Path | None = None,
 ) -> Evaluation:
     """The loss of a run's checkpoint, or of a model folder, on a run's held-out text or on the files of `data`.
 
+    `lines` and `language` are as in a config's `data`, for the files of `data`.
     Of a model that carries states, they are `carried` through each row of a block (the default), or `reset` before each
     sentence. `per_sentence` is a file to make, for a JSON line of log-probabilities per sentence (`SentenceScorer`).
     Raises ConfigError (also for an option that the model's family has no use for), CheckpointError, DataError or
@@ -106,7 +120,11 @@ def evaluate(
         _refuse(what, folder.config.kind, {"--states": states, "--per-sentence": per_sentence})
     else:
         states = states or "carried"
-    text = _text_of_files(folder.tokenizer, data, lines) if data else _held_out_text(corpus, what)
+    text = (
+        _text_of_files(folder.tokenizer, sources_of_files(data, lines, language))
+        if data
+        else _held_out_text(corpus, what)
+    )
     with _json_lines(per_sentence) as write, text as (sources, counts):
         losses = evaluate_model(folder, sources, reset=states == "reset", write=write)
     what = f"{what}, on {', '.join(data)}" if data else what
@@ -130,19 +148,21 @@ def _held_out_text(corpus: PreparedCorpus | None, what: str) -> Iterator[tuple[S
 
 
 @contextmanager
-def _text_of_files(
-    tokenizer: Tokenizer, files: Sequence[str], lines: str
-) -> Iterator[tuple[Sequence[PreparedSource], Counts]]:
-    """The text of files, prepared in a temporary folder, and how often each id occurs in it."""
-    sources: list[dict[str, Any]] = []
-    for file in files:
-        kind = next((KINDS[suffix] for suffix in Path(file).suffixes if suffix in KINDS), None)
-        if kind is None:
-            raise ConfigError(f"--data {file}: unknown kind of file: expected {', '.join(KINDS)}, or those with .gz")
-        sources.append({"kind": kind, "files": file, "lines": lines})
-    config = DataConfig.model_validate({"sources": sources, "held_out": 0.0})
+def _text_of_files(tokenizer: Tokenizer, config: DataConfig) -> Iterator[tuple[Sequence[PreparedSource], Counts]]:
+    """The text of sources, prepared in a temporary folder, and how often each id occurs in it."""
     with prepare_temporarily(config, tokenizer) as corpus:
         yield corpus.training, corpus.unigrams("train")
+
+
+def sources_of_files(files: Sequence[str], lines: str = "paragraph", language: str = "en") -> DataConfig:
+    """Files as sources, their kinds told by their names; raises ConfigError for a name that tells none."""
+    sources: list[dict[str, Any]] = []
+    for file in files:
+        kind = next((KINDS[suffix] for suffix in reversed(Path(file).suffixes) if suffix in KINDS), None)
+        if kind is None:
+            raise ConfigError(f"--data {file}: unknown kind of file: expected {', '.join(KINDS)}, or those with .gz")
+        sources.append({"kind": kind, "files": file} | ({} if kind == "conllu" else {"lines": lines}))
+    return DataConfig.model_validate({"sources": sources, "held_out": 0.0, "language": language})
 
 
 @contextmanager

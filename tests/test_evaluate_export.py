@@ -16,13 +16,13 @@ from torch import Tensor
 from pretrain.cli import main
 from pretrain.config.run import RunConfig
 from pretrain.data.corpus import PreparedSource, open_corpus, source_weights
-from pretrain.data.stream import held_out_blocks
 from pretrain.embedding.embedder import Embedder
 from pretrain.errors import ConfigError, DataError
 from pretrain.evaluate import evaluate
 from pretrain.export import export
 from pretrain.models import get_family
 from pretrain.models.family import Tokenizer
+from pretrain.runs import held_out
 from pretrain.runs.folder import RunFolder
 from pretrain.runs.held_out import HELD_OUT_ROWS, evaluate_model
 from pretrain.runs.trained import read_trained
@@ -54,7 +54,7 @@ def runs(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Ma
     made = {}
     for family in FAMILIES:
         config = tiny_config(family, corpus, tmp_path_factory.mktemp(family), *ONE, "checkpoint.every_steps=2")
-        prepared = open_corpus(RunFolder(train(config)).prepared(), source_weights(config.data))
+        prepared = open_corpus(RunFolder(train(config).folder).prepared(), source_weights(config.data))
         tokenizer = read_trained(config.folder, "newest").folder.tokenizer
         assert tokenizer is not None
         made[family] = Made(config, tokenizer, prepared.training, prepared.held_out)
@@ -72,8 +72,8 @@ def direct(made: Made, which: str) -> dict[str, float]:
     config = made.config.model
     family = get_family(config.kind)
     rows = HELD_OUT_ROWS if family.training.ordered else 1
-    maker = family.training.build_examples(config, made.tokenizer, rows)
-    objective = family.training.build_objective(config, made.tokenizer)
+    maker = family.training.build_examples(config, made.config.objective, made.tokenizer, rows)
+    objective = family.training.build_objective(made.config.objective, made.tokenizer)
     totals: dict[str, float] = {}
     counts: dict[str, int] = {}
     for number in range(made.held_out[0].shards.blocks):
@@ -93,7 +93,7 @@ def direct(made: Made, which: str) -> dict[str, float]:
 def direct_shares(made: Made, which: str) -> dict[str, float]:
     """Of a BERT: how often its likeliest word and class are right, and how frequent the more frequent class is."""
     model = read_trained(made.run, which).folder.model
-    maker = get_family("bert").training.build_examples(made.config.model, made.tokenizer, 1)
+    maker = get_family("bert").training.build_examples(made.config.model, made.config.objective, made.tokenizer, 1)
     right: dict[str, list[bool]] = {"mlm": [], "nsp": []}
     classes: list[int] = []
     for number in range(made.held_out[0].shards.blocks):
@@ -136,20 +136,23 @@ def test_the_numbers_of_an_evaluation(made: Made) -> None:
 
 
 @pytest.mark.parametrize("reset", [False, True])
-def test_log_probabilities_add_up_to_the_loss(runs: dict[str, Made], reset: bool) -> None:
+def test_log_probabilities_add_up_to_the_loss(
+    runs: dict[str, Made], reset: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Over several blocks, every word of each sentence once."""
     made = runs["elmo"]
     folder = read_trained(made.run, "newest").folder
-    places = held_out_blocks(made.train, 4)
+    source = made.train[0]
+    monkeypatch.setattr(held_out, "held_out_blocks", lambda sources: [(0, block) for block in range(4)])
     records: list[dict[str, Any]] = []
-    found = evaluate_model(folder, made.tokenizer, made.train, places, reset=reset, write=records.append)
-    assert found == evaluate_model(folder, made.tokenizer, made.train, places, reset=reset)
+    found = evaluate_model(folder, made.train, reset=reset, write=records.append)
+    assert found == evaluate_model(folder, made.train, reset=reset)
     for name, count in found.counts.items():
         total = sum(math.fsum(record[name]) for record in records)
         assert -total == pytest.approx(found.terms[name] * count, rel=1e-6)
         assert count == sum(len(record[name]) for record in records)
     assert len({(r["document"], r["sentence"]) for r in records}) == len(records)
-    blocks = [made.train[source].block(number) for source, number in places]
+    blocks = [source.block(number) for number in range(4)]
     words = Counter(word for r in records for word in r["words"])
     assert words == Counter(block.words[token] for block in blocks if block.words for token in block.tokens)
     unknown = {r["words"][index] for r in records for index in r["unknown"]}

@@ -1,5 +1,6 @@
 """What is imported when: the command line starts without torch, and the Embedder needs nothing that only trains."""
 
+import importlib.resources
 import json
 import subprocess
 import sys
@@ -72,3 +73,8 @@ def test_training_without_its_packages_says_how_to_install_them(verb: str, tmp_p
     assert done.stderr.startswith("error: this needs ")
     assert done.stderr.endswith(": pip install 'pretrain[train]'\n")
     assert done.stderr.count("\n") == 1
+
+
+def test_the_package_says_that_it_is_typed() -> None:
+    """Else type checkers take everything that is imported from it for Any (PEP 561)."""
+    assert (importlib.resources.files("pretrain") / "py.typed").is_file()

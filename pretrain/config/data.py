@@ -1,10 +1,12 @@
 """Where text comes from, and how it becomes blocks and lanes."""
 
+import codecs
 from typing import Annotated, Literal, Self
 
-from pydantic import Discriminator, Field, Tag, model_validator
+from pydantic import AfterValidator, Discriminator, Field, Tag, model_validator
 
 from pretrain.config.base import Converted, Section
+from pretrain.config.languages import known_language
 
 Share = Annotated[float, Field(ge=0, lt=1)]
 
@@ -12,6 +14,18 @@ Files = Annotated[
     Annotated[str, Tag("one")] | Annotated[tuple[str, ...], Field(min_length=1, strict=False), Tag("several")],
     Discriminator(lambda value: "several" if isinstance(value, list | tuple) else "one"),
 ]
+Lines = Literal["paragraph", "sentence", "wrapped"]
+
+
+def _known_encoding(name: str) -> str:
+    try:
+        "text".encode(name)  # unlike codecs.lookup, refuses what is no encoding of text, such as hex
+    except LookupError:
+        raise ValueError(f"{name!r} is no encoding of text: give one such as utf-8, latin-1 or cp1252") from None
+    return codecs.lookup(name).name
+
+
+Encoding = Annotated[str, AfterValidator(_known_encoding)]
 
 
 class AnySource(Section):
@@ -28,30 +42,77 @@ class AnySource(Section):
         return self.model_dump(mode="json", exclude={"weight", "name"})
 
 
-class TextSource(AnySource):
-    """Plain text in UTF-8, documents separated by blank lines; `.gz` and other compressions too."""
+class FilesSource(AnySource):
+    """What every source that is made of files has."""
+
+    files: Files
+    """Paths, globs or URLs (`hf://`, `s3://`, `https://`); hidden files and folders only where a pattern names them."""
+
+
+class TextSource(FilesSource):
+    """Plain text, documents separated by blank lines; compressed (`.gz`, `.bz2`, `.xz`, `.zst`) or in archives too."""
 
     kind: Literal["text"]
-    files: Files
-    """Paths, globs or URLs (`hf://`, `s3://`, `https://`)."""
-    lines: Literal["paragraph", "sentence", "wrapped"] = "paragraph"
+    encoding: Encoding = "utf-8"
+    """How the files are encoded."""
+    lines: Lines = "paragraph"
     """What a line is: a paragraph to be cut into sentences, one sentence, or a piece of hard-wrapped text."""
 
 
-class RecordSource(AnySource):
-    """JSON lines, Parquet or Arrow, one document per record; compressed too."""
+class RecordSource(FilesSource):
+    """JSON lines, CSV or TSV, one document per record; compressed or in archives too.
 
-    kind: Literal["json", "parquet", "arrow"]
-    files: Files
-    """Paths, globs or URLs (`hf://`, `s3://`, `https://`)."""
+    The first line of CSV and TSV names the fields. In TSV a quotation mark is text.
+    """
+
+    kind: Literal["json", "csv", "tsv"]
+    encoding: Encoding = "utf-8"
+    """How the files are encoded."""
     field: str = "text"
     """The record's field that holds the document."""
-    lines: Literal["paragraph", "sentence", "wrapped"] = "paragraph"
+    lines: Lines = "paragraph"
+    """What a line of the document is."""
+
+
+class TableSource(FilesSource):
+    """Parquet or Arrow, one document per row."""
+
+    kind: Literal["parquet", "arrow"]
+    field: str = "text"
+    """The column that holds the document."""
+    lines: Lines = "paragraph"
+    """What a line of the document is."""
+
+
+class ConlluSource(FilesSource):
+    """CoNLL-U: sentences as their `# text` says, else as their words say; `# newdoc` begins a document."""
+
+    kind: Literal["conllu"]
+    encoding: Encoding = "utf-8"
+    """How the files are encoded."""
+
+    @property
+    def lines(self) -> Literal["sentence"]:
+        """The format has sentences of its own."""
+        return "sentence"
+
+
+class XmlSource(FilesSource):
+    """XML, one document per element of a name, TEI included: namespaces are ignored, and so is all other text."""
+
+    kind: Literal["xml"]
+    document: str = "text"
+    """The element that holds a document, by its name without a namespace."""
+    paragraph: str | None = None
+    """The element, within a document, that holds a line; without one, the lines of the document are its text's own."""
+    encoding: Encoding | None = None
+    """How the files are encoded; by default as they declare."""
+    lines: Lines = "paragraph"
     """What a line of the document is."""
 
 
 class HubSource(AnySource):
-    """A data set of the Hugging Face hub, or a local folder that `datasets` can load."""
+    """A data set of the Hugging Face hub, or a local folder that `datasets` has saved or can load."""
 
     kind: Literal["hub"]
     dataset: str
@@ -60,9 +121,11 @@ class HubSource(AnySource):
     """The data set's configuration, such as `20231101.sw`."""
     split: str = "train"
     """The split to read."""
+    revision: str | None = None
+    """The branch, tag or commit to read; by default the newest, which may change from one day to the next."""
     field: str = "text"
     """The record's field that holds the document."""
-    lines: Literal["paragraph", "sentence", "wrapped"] = "paragraph"
+    lines: Lines = "paragraph"
     """What a line of the document is."""
 
 
@@ -77,8 +140,8 @@ class PythonDocsSource(AnySource):
         return "paragraph"
 
 
-AnyKind = Annotated[TextSource | RecordSource | HubSource | PythonDocsSource, Field(discriminator="kind")]
-Source = TextSource | RecordSource | HubSource | PythonDocsSource
+Source = TextSource | RecordSource | TableSource | ConlluSource | XmlSource | HubSource | PythonDocsSource
+AnyKind = Annotated[Source, Field(discriminator="kind")]
 
 HeldOut = Annotated[
     Annotated[Share, Tag("share")] | Annotated[tuple[AnyKind, ...], Converted, Tag("sources")],
@@ -93,8 +156,9 @@ class DataConfig(Section):
     """Where text comes from."""
     folder: str | None = None
     """Where prepared shards are kept: a path or URL; by default a folder under `run_root`, named by its content."""
-    language: Annotated[str, Field(pattern=r"^[a-z]{2,3}$")] = "en"
-    """The language whose rules cut paragraphs into sentences (ISO 639); English's where it has none."""
+    language: Annotated[str, Field(pattern=r"^[a-z]{2,3}$"), AfterValidator(known_language)] = "en"
+    """The language whose rules cut paragraphs into sentences, by its code of ISO 639-1 or -3. Where the splitter has
+    no rules for it, a related language's or English's are taken, and the log says so."""
     held_out: HeldOut = 0.02
     """Text that is never trained on: a share of the documents (0: none), or sources of its own."""
     block_tokens: Annotated[int, Field(ge=64)] = 65_536

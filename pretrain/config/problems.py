@@ -80,7 +80,7 @@ def _describe(values: Any, error: Mapping[str, Any], options: Collection[str]) -
     kind, context, given = error["type"], error.get("ctx", {}), error["input"]
     path = _path(values, error["loc"], kind)
     if kind == "value_error":
-        return [": ".join([*path, line]) for line in str(context["error"]).splitlines()]
+        return [": ".join([*([_dotted(path)] if path else []), line]) for line in str(context["error"]).splitlines()]
     if kind == "extra_forbidden":
         return [f"{_dotted(path)}: no such option{suggest(_dotted(path), options)}"]
     if kind == "missing":

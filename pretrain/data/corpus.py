@@ -95,6 +95,11 @@ class PreparedCorpus:
     def warnings(self) -> list[str]:
         """What is likely to be a mistake, a line each; empty where nothing is."""
         return [
+            f"source {source.name}: each of its {source.counts['documents']:,} documents is one sentence: no sentence "
+            "has a next one to learn from"
+            for source in self.training
+            if 1 < source.counts["documents"] == source.counts["sentences"]
+        ] + [
             f"source {source.name}: {source.unknown_words:.1%} of its words are not in the vocabulary: a model learns "
             "little of them; a larger vocabulary or one of this text has fewer"
             for source in (*self.training, *self.held_out)

@@ -1,7 +1,6 @@
 """Documents: texts as sentences, told apart by number and by hash."""
 
 import hashlib
-import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -10,11 +9,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pretrain.config.data import DataConfig, Source
-from pretrain.data.sources import read_source
+from pretrain.config.languages import splitter_language
+from pretrain.data.sources import Skipped, read_source
+from pretrain.data.text import clean, split_lines, split_paragraphs
 from pretrain.errors import DataError
-
-WHITE_SPACE = re.compile(r"\s+")
-BLANK_LINES = re.compile(r"\n\s*\n")
 
 
 @dataclass(frozen=True)
@@ -58,10 +56,15 @@ class SentenceEncoder(Protocol):
         """Sentences as tokens."""
 
 
-def read_documents(source: Source, language: str, keep: Callable[[str], bool]) -> Iterator[Document]:
-    """The documents of a source whose text `keep` accepts, empty ones left out."""
+def read_documents(
+    source: Source, language: str, keep: Callable[[str], bool], skipped: Skipped | None = None
+) -> Iterator[Document]:
+    """The documents of a source whose text `keep` accepts, empty ones left out.
+
+    Records without text have no number; they are counted in `skipped`.
+    """
     split = sentence_splitter(language)
-    for number, text in enumerate(read_source(source)):
+    for number, text in enumerate(read_source(source, skipped)):
         if keep(text):
             sentences = split(text, source.lines)
             if sentences:
@@ -75,20 +78,29 @@ def sentence_splitter(language: str) -> Callable[[str, str], list[str]]:
     """
     from sentencex import segment
 
+    code = splitter_language(language)
+
     def split(text: str, lines: str) -> list[str]:
-        parts = BLANK_LINES.split(text) if lines == "wrapped" else text.splitlines()
-        parts = [WHITE_SPACE.sub(" ", part) for part in parts]
+        parts = split_lines(text)
+        if lines == "wrapped":
+            parts = [" ".join(paragraph) for paragraph in split_paragraphs(parts)]
+        parts = [clean(part) for part in parts]
         if lines != "sentence":
-            parts = [sentence for part in parts for sentence in segment(language, part)]
+            parts = [sentence for part in parts for sentence in segment(code, part)]
         return [stripped for part in parts if (stripped := part.strip())]
 
     return split
 
 
+def held_out_hash(text: str) -> float:
+    """A document's place in the order in which documents are held out, at least 0 and less than 1."""
+    digest = hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).digest()
+    return int.from_bytes(digest, "little") / 2**64
+
+
 def is_held_out(text: str, share: float) -> bool:
     """Whether a document belongs to the held-out share: by a hash of its text, so that duplicates stay together."""
-    digest = hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).digest()
-    return int.from_bytes(digest, "little") < share * 2**64
+    return held_out_hash(text) < share
 
 
 def splits(data: DataConfig) -> dict[str, list[tuple[str, Source, Callable[[str], bool]]]]:

@@ -2,20 +2,20 @@
 
 import contextlib
 import hashlib
-import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from pretrain.config.data import DataConfig
-from pretrain.data.sources import resolve_files
+from pretrain.data.files import SourceFile, list_files
 from pretrain.errors import DataError
-
-GLOB = frozenset("*?[")
 
 
 def fingerprints(data: DataConfig) -> dict[str, dict[str, str]]:
     """Of all local files: by pattern as it stands in the config, then by name relative to it, size and a hash."""
-    return {pattern: {name: _fingerprint(path) for name, path in _local_files(pattern)} for pattern in _patterns(data)}
+    return {
+        pattern: {file.name: _fingerprint(Path(file.path)) for file in list_files(pattern)}
+        for pattern in _patterns(data)
+    }
 
 
 def changed_since(data: DataConfig, prepared: Mapping[str, Mapping[str, str]]) -> str | None:
@@ -25,14 +25,14 @@ def changed_since(data: DataConfig, prepared: Mapping[str, Mapping[str, str]]) -
     """
     for pattern in _patterns(data):
         known = prepared.get(pattern, {})
-        files: list[tuple[str, Path]] = []
+        files: list[SourceFile] = []
         with contextlib.suppress(DataError):  # none is there
-            files = list(_local_files(pattern))
-        for name, path in files:
-            if name not in known:
-                return f"{path}: new"
-            if (now := _fingerprint(path)) != known[name]:
-                return f"{path}: changed (was {known[name]}, is {now})"
+            files = list_files(pattern)
+        for file in files:
+            if file.name not in known:
+                return f"{file.path}: new"
+            if (now := _fingerprint(Path(file.path))) != known[file.name]:
+                return f"{file.path}: changed (was {known[file.name]}, is {now})"
     return None
 
 
@@ -42,16 +42,6 @@ def _patterns(data: DataConfig) -> Iterator[str]:
         for pattern in (files,) if isinstance(files, str) else files:
             if "://" not in pattern:
                 yield pattern
-
-
-def _local_files(pattern: str) -> Iterator[tuple[str, Path]]:
-    """Name relative to the pattern's fixed part, and path; raises DataError where nothing is there."""
-    fixed = Path(pattern)
-    while GLOB.intersection(str(fixed)) and not fixed.is_file():
-        fixed = fixed.parent
-    for file in resolve_files(pattern):
-        if Path(file).is_file():
-            yield Path(os.path.relpath(file, fixed)).as_posix(), Path(file)
 
 
 def _fingerprint(path: Path) -> str:

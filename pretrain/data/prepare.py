@@ -15,6 +15,7 @@ import hashlib
 import json
 import logging
 import tempfile
+from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -35,7 +36,9 @@ from pretrain.data.documents import Document, SentenceEncoder, describe, read_do
 from pretrain.data.fingerprints import changed_since, fingerprints
 from pretrain.data.shards import write_shards
 from pretrain.data.shuffle_buckets import ShuffleBuckets
+from pretrain.data.sources import Skipped, describe_skipped
 from pretrain.data.store import Preparation, Store
+from pretrain.data.survey import survey
 from pretrain.data.tokenizer import TextFamily, check_start, make_tokenizer, settle_tokenizer, vocabulary_hash
 from pretrain.errors import ConfigError, DataError
 
@@ -120,6 +123,7 @@ def ensure_prepared(config: RunConfig, family: TextFamily, *, log_report: bool =
 
 
 def _prepare(config: RunConfig, family: TextFamily, store: Store) -> PreparedCorpus:
+    survey(config.data)
     with Preparation(store) as preparation:
         files = fingerprints(config.data)
         tokenizer = make_tokenizer(config, family)
@@ -185,9 +189,10 @@ def _write_source(
 ) -> dict[str, Any]:
     """One source of one split as shards; returns its entry in the manifest."""
     counts = dict.fromkeys(COUNTS, 0)
+    skipped: Skipped = Counter()
     with ShuffleBuckets(data.block_tokens // 4, scratch) as buckets:
         documents = []
-        read = read_documents(source, data.language, keep)
+        read = read_documents(source, data.language, keep, skipped)
         progress = tqdm(read, f"prepare {name}", unit=" documents", leave=False, disable=None)  # None: no terminal
         for document in progress:
             documents.append(document)
@@ -197,6 +202,8 @@ def _write_source(
         _encode(documents, tokenizer, buckets, counts, unigrams)
         if not counts["tokens"] and name.startswith("train/"):
             raise DataError(f"source {name.removeprefix('train/')} ({describe(source)}): no text in it")
+        if skipped and name.startswith("train/"):  # held-out text is read from the same records
+            log.warning("source %s: passed over %s", name.removeprefix("train/"), describe_skipped(skipped))
         shards = write_shards(store, name, buckets, data.block_tokens)
     return {"name": name.split("/", 1)[1], "counts": counts, "shards": shards}
 

@@ -1,209 +1,245 @@
-"""Sources as streams of texts, read through `datasets`: local paths, globs, URLs and hub names by the same code."""
+"""Sources as streams of texts: plain text, records, tables and data sets, each read in one way wherever it lies.
 
-import ast
-import functools
-import glob
-import inspect
+Text is read line by line by ourselves, so that an error can name the file and the line, and no host is asked for a
+local file; `datasets` reads data sets of the hub and folders that it has saved.
+"""
+
+import csv
+import json
 import logging
-import re
-import sysconfig
-import warnings
-from collections.abc import Iterator
+import sys
+from collections import Counter
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-from pretrain.config.data import HubSource, PythonDocsSource, RecordSource, Source, TextSource
+from pretrain.config.data import (
+    ConlluSource,
+    HubSource,
+    PythonDocsSource,
+    RecordSource,
+    Source,
+    TableSource,
+    TextSource,
+    XmlSource,
+)
+from pretrain.data.files import list_files, open_file, open_files
+from pretrain.data.markup import read_conllu, read_xml
+from pretrain.data.python_docs import python_docs
+from pretrain.data.text import first_line, read_lines, split_paragraphs
 from pretrain.errors import DataError
 
-LINES_AT_A_TIME = 1000
+ROWS_AT_A_TIME = 1000
+FIELDS_SHOWN = 20
+Item = TypeVar("Item")
+
+Skipped = Counter[str]
+"""How many records were passed over, by the reason."""
 
 
-def read_source(source: Source) -> Iterator[str]:
-    """The texts of a source's documents, in a fixed order; raises DataError naming the file and what is wrong."""
+def describe_skipped(skipped: Skipped) -> str:
+    """How many records were passed over, and why."""
+    return ", ".join(f"{count:,} records whose text is {reason}" for reason, count in sorted(skipped.items()))
+
+
+def read_source(source: Source, skipped: Skipped | None = None) -> Iterator[str]:
+    """The texts of a source's documents, in a fixed order; raises DataError naming the file and what is wrong.
+
+    A record whose field is null or missing has no text: it is counted in `skipped`.
+    """
+    skipped = Counter() if skipped is None else skipped
     match source:
         case TextSource():
             return read_text(source)
         case RecordSource():
-            return read_records(source)
+            return read_records(source, skipped)
+        case TableSource():
+            return read_tables(source, skipped)
+        case ConlluSource():
+            return read_conllu(source)
+        case XmlSource():
+            return read_xml(source)
         case HubSource():
-            return read_hub(source)
+            return read_hub(source, skipped)
         case PythonDocsSource():
             return iter(python_docs())
 
 
 def read_text(source: TextSource) -> Iterator[str]:
     """Documents separated by blank lines; the end of a file ends a document too."""
-    for file in resolve_files(source.files):
-        lines: list[str] = []
-        for number, line in enumerate(_column(_stream("text", file), "text", file)):
-            if number == 0:
-                line = line.removeprefix("\ufeff")  # a byte order mark
-            if line.strip():
-                lines.append(line)
-            elif lines:
-                yield "\n".join(lines)
-                lines = []
-        if lines:
+    for name, file in open_files(source.files):
+        for lines in split_paragraphs(read_lines(file, name, source.encoding)):
             yield "\n".join(lines)
 
 
-def read_records(source: RecordSource) -> Iterator[str]:
-    """One document per record."""
-    for file in resolve_files(source.files):
-        yield from _column(_stream(source.kind, file), source.field, file)
+def read_records(source: RecordSource, skipped: Skipped) -> Iterator[str]:
+    """One document per record of JSON lines (or of one JSON array), CSV or TSV."""
+    for name, file in open_files(source.files):
+        lines = read_lines(file, name, source.encoding)
+        records = _json_records(lines, name) if source.kind == "json" else _rows(lines, name, source)
+        field = _Field(source.field, skipped)
+        for where, record in records:
+            text = field.text(record, where)
+            if text is not None:
+                yield text
+        field.check(name)
 
 
-def read_hub(source: HubSource) -> Iterator[str]:
-    """One document per record of a data set of the hub."""
-    datasets = _datasets()
-    where = f"{source.dataset} ({source.subset or 'default'}, {source.split})"
-    try:
-        stream = datasets.load_dataset(source.dataset, source.subset, split=source.split, streaming=True)
-    except Exception as error:
-        raise DataError(f"{where}: cannot be opened: {_first_line(error)}") from None
-    yield from _column(stream, source.field, where)
+class _Field:
+    """The field of records that holds the text, in one file."""
+
+    def __init__(self, name: str, skipped: Skipped) -> None:
+        self.name = name
+        self.skipped = skipped
+        self._exists = False
+        self._others: dict[str, None] = {}
+
+    def text(self, record: object, where: str) -> str | None:
+        """The text of a record; None, and counted, where there is none. Raises DataError where it is no text."""
+        if not isinstance(record, dict):
+            raise DataError(f"{where}: a {type(record).__name__}, not an object with a field {self.name!r}")
+        if self.name not in record:
+            self.skipped["missing"] += 1
+            if len(self._others) < FIELDS_SHOWN:
+                self._others |= dict.fromkeys(record)
+            return None
+        self._exists = True
+        return next(_texts([record[self.name]], self.name, where, self.skipped), None)
+
+    def check(self, file: str) -> None:
+        """Raises DataError where there were records, but none with the field."""
+        if self._others and not self._exists:
+            _check_field(file, self.name, self._others)
 
 
-def resolve_files(patterns: str | tuple[str, ...]) -> list[str]:
-    """The files of paths, globs and URLs, each pattern's in sorted order."""
-    from datasets.data_files import resolve_pattern
-
-    files: list[str] = []
-    for pattern in (patterns,) if isinstance(patterns, str) else patterns:
-        if Path(pattern).is_dir():
-            raise DataError(f"{pattern}: a folder: name its files, as in {pattern.rstrip('/')}/*.txt")
-        if Path(pattern).is_file():  # even one with brackets in its name
-            files.append(str(Path(pattern).absolute()))
+def _json_records(lines: Iterator[str], name: str) -> Iterator[tuple[str, object]]:
+    """A JSON value a line, with where it stands; or the values of an array that is all of the file."""
+    first = True
+    for number, line in enumerate(lines, 1):
+        if not line or line.isspace():
             continue
-        try:
-            found = resolve_pattern(pattern, base_path="")
-        except FileNotFoundError:
-            raise DataError(f"{pattern}: no such file") from None
-        except Exception as error:
-            raise DataError(f"{pattern}: cannot be listed: {_first_line(error)}") from None
-        files += [str(file) for file in found]
-    return list(dict.fromkeys(files))
+        if first and line.lstrip().startswith("["):
+            values = _parse_json("\n".join((line, *lines)), name, "neither JSON lines nor one JSON array")
+            yield from ((f"{name}, record {i}", value) for i, value in enumerate(values, 1))
+            return
+        first = False
+        where = f"{name}, line {number}"
+        yield where, _parse_json(line, where, "not JSON, of which each line must be an object")
 
 
-def _stream(builder: str, file: str) -> Any:
-    """A streamed data set of one file, so that an error can name it and a document ends where it ends."""
-    datasets = _datasets()
-    literal = glob.escape(file) if Path(file).is_file() else file
+def _parse_json(text: str, where: str, problem: str) -> Any:
     try:
-        return datasets.load_dataset(builder, data_files=[literal], split="train", streaming=True)
-    except StopIteration:  # `datasets` meets the end of an empty JSON file here
-        return None
-    except Exception as error:
-        raise DataError(f"{file}: cannot be opened as {builder}: {_first_line(error)}") from None
+        return json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"{where}: {problem} ({first_line(error)})") from None
 
 
-def _datasets() -> Any:
-    """The package, made quiet: what goes wrong we say ourselves."""
+def _rows(lines: Iterator[str], name: str, source: RecordSource) -> Iterator[tuple[str, object]]:
+    """The rows of CSV or TSV by the names in the first one, with the line they end in."""
+    csv.field_size_limit(sys.maxsize)  # a field is a whole document
+    ended = (f"{line}\n" for line in lines)
+    if source.kind == "csv":
+        rows = csv.reader(ended, strict=True)
+    else:
+        rows = csv.reader(ended, delimiter="\t", quoting=csv.QUOTE_NONE)
+    names: list[str] = []
+    try:
+        for row in rows:
+            where = f"{name}, line {rows.line_num}"
+            if not row:
+                continue
+            if not names:
+                names = row
+                _check_field(name, source.field, names)
+            elif len(row) > len(names):
+                raise DataError(f"{where}: {len(row)} fields, the first line names {len(names)}")
+            else:
+                yield where, dict(zip(names, row, strict=False))
+    except csv.Error as error:
+        raise DataError(f"{name}, line {rows.line_num}: not {source.kind.upper()}: {error}") from None
+
+
+def read_tables(source: TableSource, skipped: Skipped) -> Iterator[str]:
+    """One document per row of Parquet or Arrow; of Parquet, only the column that holds them is read."""
+    columns = _parquet_columns if source.kind == "parquet" else _arrow_columns
+    for file in list_files(source.files):
+        with open_file(file.path) as opened:
+            for values in _reporting(columns(opened, source.field, file.path), f"{file.path}: cannot be read"):
+                yield from _texts(values, source.field, file.path, skipped)
+
+
+def _parquet_columns(file: Any, field: str, where: str) -> Iterator[list[object]]:
+    import pyarrow.parquet as pq
+
+    table = pq.ParquetFile(file)
+    _check_field(where, field, table.schema_arrow.names)
+    for batch in table.iter_batches(ROWS_AT_A_TIME, columns=[field]):
+        yield batch.column(field).to_pylist()
+
+
+def _arrow_columns(file: Any, field: str, where: str) -> Iterator[list[object]]:
+    """Of Arrow's format of streams, which `datasets` writes, or of files."""
+    import pyarrow as pa
+
+    try:
+        batches = pa.ipc.open_stream(file)
+    except pa.ArrowInvalid:
+        file.seek(0)
+        opened = pa.ipc.open_file(file)
+        batches = (opened.get_batch(i) for i in range(opened.num_record_batches))
+    for batch in batches:
+        _check_field(where, field, batch.schema.names)
+        yield batch.column(field).to_pylist()
+
+
+def read_hub(source: HubSource, skipped: Skipped) -> Iterator[str]:
+    """One document per record of a data set of the hub, or of a folder that `datasets` has saved or can load."""
+    where = f"{source.dataset} ({source.subset or 'default'}, {source.split})"
+    # `.iter()`: plain iteration would silently split the stream in a loader worker
+    batches = _open_data_set(source, where).iter(batch_size=ROWS_AT_A_TIME)
+    for batch in _reporting(iter(batches), f"{where}: cannot be read"):
+        _check_field(where, source.field, batch)
+        yield from _texts(batch[source.field], source.field, where, skipped)
+
+
+def _open_data_set(source: HubSource, where: str) -> Any:
     import datasets
 
     datasets.disable_progress_bars()
-    datasets.logging.set_verbosity(logging.CRITICAL)
-    return datasets
+    datasets.logging.set_verbosity(logging.CRITICAL)  # what goes wrong we say ourselves
+    folder = Path(source.dataset)
+    try:
+        if any((folder / name).is_file() for name in ("state.json", "dataset_dict.json")):
+            saved = datasets.load_from_disk(str(folder))
+            return saved[source.split] if isinstance(saved, datasets.DatasetDict) else saved
+        return datasets.load_dataset(
+            source.dataset, source.subset, split=source.split, revision=source.revision, streaming=True
+        )
+    except Exception as error:  # of the network, or of any file format
+        raise DataError(f"{where}: cannot be opened: {first_line(error)}") from None
 
 
-def _column(stream: Any, field: str, where: str) -> Iterator[str]:
-    """One column of a stream. `.iter()`: plain iteration would silently split the stream in a loader worker."""
-    batches = iter(()) if stream is None else stream.iter(batch_size=LINES_AT_A_TIME)
-    number = 0
-    while True:
-        try:
-            batch = next(batches)
-        except StopIteration:
-            return
-        except UnicodeDecodeError as error:
-            raise DataError(f"{where}: not UTF-8: {_undecodable(where) or error}") from None
-        except Exception as error:
-            raise DataError(f"{where}: cannot be read: {_first_line(error)}") from None
-        if field not in batch:
-            raise DataError(f"{where}: no field {field!r}; there are {', '.join(sorted(batch))}")
-        for value in batch[field]:
-            number += 1
-            if not isinstance(value, str):
-                found = "missing or null" if value is None else f"{type(value).__name__}, not text"
-                raise DataError(f"{where}: record {number}: field {field!r} is {found}")
+def _reporting(batches: Iterator[Item], problem: str) -> Iterator[Item]:
+    """The same, with a DataError for what a library raises: each has exceptions of its own."""
+    try:
+        yield from batches
+    except (DataError, MemoryError):
+        raise
+    except Exception as error:
+        raise DataError(f"{problem}: {first_line(error)}") from None
+
+
+def _check_field(where: str, field: str, fields: Iterable[str]) -> None:
+    if field not in fields:
+        raise DataError(f"{where}: no field {field!r}; there are {', '.join(sorted(fields)[:FIELDS_SHOWN])}")
+
+
+def _texts(values: list[object], field: str, where: str, skipped: Skipped) -> Iterator[str]:
+    """The texts of a column, without its nulls."""
+    for value in values:
+        if value is None:
+            skipped["null"] += 1
+        elif not isinstance(value, str):
+            raise DataError(f"{where}: field {field!r} is {type(value).__name__}, not text")
+        else:
             yield value
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
-
-
-def _undecodable(file: str) -> str | None:
-    """Which line of a local file cannot be decoded."""
-    if not Path(file).is_file():
-        return None
-    import fsspec
-
-    with fsspec.open(file, "rb", compression="infer") as lines:
-        for number, line in enumerate(lines, 1):
-            try:
-                line.decode("utf-8")
-            except UnicodeDecodeError as error:
-                return f"line {number}, byte {line[error.start]:#04x}"
-    return None
-
-
-SKIPPED = {
-    "site-packages",
-    "dist-packages",
-    "test",
-    "tests",
-    "idlelib",
-    "lib2to3",
-    "turtledemo",
-    "encodings",
-    "pydoc_data",
-}
-
-
-@functools.cache
-def python_docs() -> tuple[str, ...]:
-    """Python's language reference (`pydoc_data.topics`) and the docstrings of the standard library, unwrapped."""
-    try:
-        from pydoc_data.topics import topics
-    except ImportError:
-        raise DataError("python_docs: this Python comes without its documentation (pydoc_data)") from None
-    documents = [unwrap(text) for _, text in sorted(topics.items())]
-    root = Path(sysconfig.get_paths()["stdlib"])
-    for path in sorted(root.rglob("*.py")):
-        if SKIPPED.isdisjoint(path.relative_to(root).parts):
-            documents.append(unwrap("\n\n".join(_docstrings(path))))
-    return tuple(document for document in documents if document)
-
-
-def _docstrings(path: Path) -> list[str]:
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # old escapes in the library's own sources
-            tree = ast.parse(path.read_bytes())
-    except (SyntaxError, ValueError):  # a template or a data file that only looks like a module
-        return []
-    return [text for node in _documented(tree) if (text := ast.get_docstring(node))]
-
-
-def _documented(
-    node: ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef,
-) -> Iterator[ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef]:
-    """A module or class with the classes, functions and methods in it."""
-    yield node
-    if isinstance(node, ast.Module | ast.ClassDef):
-        for inner in node.body:
-            if isinstance(inner, ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
-                yield from _documented(inner)
-
-
-def unwrap(text: str) -> str:
-    """Hard-wrapped prose with a paragraph a line; indented examples, tables and markup are left out."""
-    paragraphs = re.split(r"\n\s*\n", inspect.cleandoc(text))
-    prose = [" ".join(paragraph.split()) for paragraph in paragraphs if not _is_code(paragraph)]
-    return "\n".join(paragraph for paragraph in prose if paragraph)
-
-
-def _is_code(paragraph: str) -> bool:
-    first = paragraph.lstrip("\n")
-    return first.startswith(("    ", "\t", ">>>", "+-", "|", "..")) or set(first.strip()) <= set("=-*~^ \n")

@@ -43,8 +43,6 @@ def settle_tokenizer(config: RunConfig, family: TextFamily) -> RunConfig:
     if tokenizer is None:
         return config
     theirs: dict[str, Any] = dict(tokenizer.options)
-    if tokenizer.vocabulary_size > ours.vocabulary_size:
-        theirs["vocabulary_size"] = tokenizer.vocabulary_size
     wrong = [
         f"tokenizer.{key} is {getattr(ours, key)!r}, and {value!r} in the model that the run starts from "
         f"(model.initialize_from: {start}), whose vocabulary it takes over: leave it out, or give {value!r}"
@@ -53,6 +51,7 @@ def settle_tokenizer(config: RunConfig, family: TextFamily) -> RunConfig:
     ]
     if wrong:
         raise ConfigError("\n".join(wrong))
+    theirs["vocabulary_size"] = tokenizer.vocabulary_size  # what is most that may be learned, and nothing is learned
     return config.model_copy(update={"tokenizer": ours.model_copy(update=theirs)})
 
 

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
+from pretrain.data.text import clean, clean_word
 from pretrain.embedding.pooling import Vectors, count_words_without_piece, pool_sentence, pool_words
 from pretrain.errors import ExportError
 from pretrain.models import find_family
@@ -80,7 +81,7 @@ class Embedder:
 
     def words(self, text: Text) -> list[str]:
         """The words of a text (as they stand in it) whose vectors `encode` gives, in the same order."""
-        return self.tokenizer.pieces(text).words
+        return self.tokenizer.pieces(clean(text) if isinstance(text, str) else text).words
 
     def reset_states(self) -> None:
         """Lets every row start from zero state again at the next stateful call."""
@@ -130,7 +131,10 @@ class Embedder:
 
     def pieces(self, texts: Sequence[Text]) -> list[Pieces]:
         """Texts, raw or as words, as the model reads them; raises TextTooLong for one with too many pieces."""
-        pieces = [self.tokenizer.pieces(text) for text in texts]
+        pieces = [
+            self.tokenizer.pieces(clean(text) if isinstance(text, str) else list(map(clean_word, text)))
+            for text in texts
+        ]
         limit: int | None = getattr(self._encoder, "max_positions", None)
         if limit is not None:
             for index, text in enumerate(pieces):

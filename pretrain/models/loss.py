@@ -14,6 +14,9 @@ from pretrain.runtime.collectives import sum_over_ranks
 Batch = Mapping[str, Tensor]
 """A micro-batch: integer tensors by name."""
 
+IGNORE_INDEX = -100
+"""The label of a position without a loss."""
+
 
 @dataclass(frozen=True)
 class LossTerm:

@@ -185,7 +185,7 @@ def count_ratios(counts: Mapping[str, int]) -> dict[str, float]:
     """Of one step's counts: `fill`, the share of token slots that hold tokens, and of predictions, those of a kind."""
     kinds = {name: name.split(".")[0] for name in counts if "." in name}
     found = {f"{name.replace('.', '_')}_share": counts[name] / max(counts[term], 1) for name, term in kinds.items()}
-    return found | ({"fill": counts["tokens"] / counts["places"]} if "places" in counts else {})
+    return found | ({"fill": counts["tokens"] / counts["token_slots"]} if "token_slots" in counts else {})
 
 
 def check_finite(step: int, what: str | None, value: float) -> None:

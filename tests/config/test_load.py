@@ -151,8 +151,8 @@ def test_every_problem_is_told_at_once_with_its_path_and_value() -> None:
         (
             "data.sources=[{kind: tape, files: a}]",
             [
-                "data.sources.0.kind: must be one of 'text', 'json', 'parquet', 'arrow', 'hub', 'python_docs' "
-                "(given: 'tape')"
+                "data.sources.0.kind: must be one of 'text', 'json', 'csv', 'tsv', 'parquet', 'arrow', 'conllu', "
+                "'xml', 'hub', 'python_docs' (given: 'tape')"
             ],
         ),
         (
@@ -162,6 +162,18 @@ def test_every_problem_is_told_at_once_with_its_path_and_value() -> None:
         ("data.held_out=all", ["data.held_out: must be a number (given: 'all')"]),
         ("data.held_out=1", ["data.held_out: must be less than 1.0 (given: 1)"]),
         ("data.held_out=[{kind: text, files: 3}]", ["data.held_out.0.files: must be text (given: 3)"]),
+        (
+            "data.language=jp",
+            ["data.language: 'jp' is no language of ISO 639-1: give two or three letters, such as is or isl"],
+        ),
+        (
+            "data.sources=[{kind: text, files: a, encoding: latin1-x}]",
+            ["data.sources.0.encoding: 'latin1-x' is no encoding of text: give one such as utf-8, latin-1 or cp1252"],
+        ),
+        (
+            "data.sources=[{kind: parquet, files: a, encoding: utf-8}]",
+            ["data.sources.0.encoding: no such option; only another data.sources.kind has it"],
+        ),
         ("data.language=English", ["data.language: does not match ^[a-z]{2,3}$ (given: 'English')"]),
         ("model=3", ["model: must be a section of options (given: 3)"]),
         ("model.kind=gpt", ["model.kind: must be one of 'elmo', 'bert' (given: 'gpt')"]),

@@ -2,6 +2,9 @@
 
 import gzip
 import json
+import time
+from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 
 import pyarrow as pa
@@ -10,7 +13,10 @@ import pytest
 from pydantic import TypeAdapter
 
 from pretrain.config.data import AnyKind, Source
-from pretrain.data.sources import python_docs, read_source, resolve_files, unwrap
+from pretrain.data.documents import sentence_splitter
+from pretrain.data.files import list_files
+from pretrain.data.python_docs import python_docs, unwrap
+from pretrain.data.sources import describe_skipped, read_source
 from pretrain.errors import DataError
 
 
@@ -110,7 +116,10 @@ def test_an_undecodable_byte_is_told_with_file_and_line(name: str, tmp_path: Pat
     lines = b'{"text": "fine"}\n{"text": "bad \xff"}\n'
     (tmp_path / name).write_bytes(gzip.compress(lines) if name.endswith(".gz") else lines)
     kind = "json" if "json" in name else "text"
-    assert problem(kind=kind, files=str(tmp_path / name)) == f"{tmp_path / name}: not UTF-8: line 2, byte 0xff"
+    assert problem(kind=kind, files=str(tmp_path / name)) == (
+        f"{tmp_path / name}, line 2: byte 0xff is not UTF-8: name the source's encoding (such as latin-1), "
+        "or convert: iconv -f LATIN1 -t UTF-8"
+    )
 
 
 def test_a_cut_archive_is_told(tmp_path: Path) -> None:
@@ -124,17 +133,20 @@ def test_a_cut_archive_is_told(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("records", "message"),
     [
-        ('{"text": "a"}\n{"text": "b\n', "cannot be"),
-        ('{"txt": "a", "id": 1}\n', "no field 'text'; there are id, txt"),
-        ('{"text": "a"}\n{"id": 1}\n', "record 2: field 'text' is missing or null"),
-        ('{"text": 3}\n', "record 1: field 'text' is int, not text"),
-        ('{"text": ["a"]}\n', "record 1: field 'text' is list, not text"),
+        ('{"text": "a"}\n\n{"text": "b\n', ", line 3: not JSON, of which each line must be an object (Unterminated"),
+        ('{\n "text": "a"\n}\n', ", line 1: not JSON, of which each line must be an object (Expecting"),
+        ('{"txt": "a", "id": 1}\n{"x": 1}\n', ": no field 'text'; there are id, txt, x"),
+        ('{"text": null}\n\n{"text": 3}\n', ", line 3: field 'text' is int, not text"),
+        ('{"text": ["a"]}\n', ", line 1: field 'text' is list, not text"),
+        ('"text"\n', ", line 1: a str, not an object with a field 'text'"),
+        ("[" * 100_000, ": neither JSON lines nor one JSON array ("),
+        ('[{"text": "a"}, 3]', ", record 2: a int, not an object with a field 'text'"),
     ],
 )
 def test_broken_records(records: str, message: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "a.jsonl"
     path.write_text(records)
-    assert problem(kind="json", files=str(path)).startswith(f"{path}: {message}")
+    assert problem(kind="json", files=str(path)).startswith(f"{path}{message}")
     assert capfd.readouterr() == ("", "")
 
 
@@ -150,7 +162,7 @@ def test_files_keep_the_order_of_their_patterns(tmp_path: Path) -> None:
     for name in ("1.txt", "2.txt", "3.csv"):
         (tmp_path / name).write_text("x\n")
     patterns = (str(tmp_path / "3.csv"), str(tmp_path / "*.txt"))
-    assert [Path(file).name for file in resolve_files(patterns)] == ["3.csv", "1.txt", "2.txt"]
+    assert [Path(file.path).name for file in list_files(patterns)] == ["3.csv", "1.txt", "2.txt"]
 
 
 def test_pythons_documentation_is_a_megabyte_of_english_and_always_the_same() -> None:
@@ -166,6 +178,120 @@ def test_pythons_documentation_is_a_megabyte_of_english_and_always_the_same() ->
 def test_unwrapping_keeps_prose_and_leaves_out_code() -> None:
     text = "A paragraph that\nis wrapped.\n\n    code = 1\n\n>>> 1 + 1\n2\n\nTitle\n=====\n\n=====\n\nThe end.\n"
     assert unwrap(text) == "A paragraph that is wrapped.\nTitle =====\nThe end."
+
+
+def test_null_and_missing_fields_are_passed_over_and_counted(tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    path.write_text('{"text": "a"}\n{"text": null}\n{"id": 1}\n{"text": "b"}\n{"text": null}\n')
+    skipped: Counter[str] = Counter()
+    assert list(read_source(source(kind="json", files=str(path)), skipped)) == ["a", "b"]
+    assert describe_skipped(skipped) == "1 records whose text is missing, 2 records whose text is null"
+    pq.write_table(pa.table({"text": ["a", None, "b"]}), tmp_path / "a.parquet")
+    skipped.clear()
+    assert list(read_source(source(kind="parquet", files=str(tmp_path / "a.parquet")), skipped)) == ["a", "b"]
+    assert skipped == {"null": 1}
+
+
+def test_of_a_json_line_only_the_named_field_matters(tmp_path: Path) -> None:
+    """Beyond the 10 MB from which `datasets` infers types, others may change theirs, or first appear."""
+    path = tmp_path / "a.jsonl"
+    filler = "x" * 1_100_000
+    with path.open("w") as stream:
+        for i in range(12):
+            other = i if i < 11 else {"now": ["an", "object"]}
+            late = {"late": None} if i == 11 else {}
+            stream.write(json.dumps({"id": other, "filler": filler, "text": f"text {i}"} | late) + "\n")
+    assert texts(kind="json", files=str(path)) == [f"text {i}" for i in range(12)]
+
+
+def test_one_json_array_is_read_too(tmp_path: Path) -> None:
+    path = tmp_path / "a.json"
+    path.write_text('\n[\n  {"text": "a"},\n  {"text": "b\\u2028"}\n]\n')
+    assert texts(kind="json", files=str(path)) == ["a", "b\u2028"]
+    path.write_text('[{"txt": "a"}]')
+    assert problem(kind="json", files=str(path)).endswith("no field 'text'; there are txt")
+
+
+def test_csv_and_tsv(tmp_path: Path) -> None:
+    csv, tsv = tmp_path / "a.csv", tmp_path / "a.tsv"
+    csv.write_bytes('\ufeffid,text\r\n1,"one, ""two""\r\nthree"\r\n\r\n2,\n3\n4,v\u00e9\r\n'.encode())
+    skipped: Counter[str] = Counter()
+    assert list(read_source(source(kind="csv", files=str(csv)), skipped)) == ['one, "two"\nthree', "", "vé"]
+    assert skipped == {"missing": 1}
+    tsv.write_bytes('text\tid\n"Hello," she said.\t1\n\u2028x\t2\n'.encode())
+    assert texts(kind="tsv", files=str(tsv)) == ['"Hello," she said.', "\u2028x"]
+    tsv.write_bytes("text\n".encode("latin-1") + "Þórr".encode("latin-1"))
+    assert texts(kind="tsv", files=str(tsv), encoding="latin-1") == ["Þórr"]
+    csv.write_text("id,text\n" + "1," + "x" * 1_000_000)
+    assert [len(text) for text in texts(kind="csv", files=str(csv))] == [1_000_000]
+
+
+@pytest.mark.parametrize(
+    ("kind", "content", "message"),
+    [
+        ("csv", "id;text\n1;a\n", ": no field 'text'; there are id;text"),
+        ("csv", "id,text\n1,a,b\n", ", line 2: 3 fields, the first line names 2"),
+        ("csv", 'id,text\n1,"a\nb', ", line 3: not CSV: unexpected end of data"),
+        ("tsv", "id\ttext\n1\ta\n1\ta\tb\n", ", line 3: 3 fields, the first line names 2"),
+    ],
+)
+def test_broken_rows(kind: str, content: str, message: str, tmp_path: Path) -> None:
+    path = tmp_path / f"a.{kind}"
+    path.write_text(content)
+    assert problem(kind=kind, files=str(path)) == f"{path}{message}"
+
+
+def test_a_folder_that_datasets_has_saved(tmp_path: Path) -> None:
+    import datasets
+
+    data = datasets.Dataset.from_dict({"text": ["a", None, "b"]})
+    data.save_to_disk(tmp_path / "one")
+    datasets.DatasetDict({"train": data, "test": data.select([2])}).save_to_disk(tmp_path / "several")
+    assert texts(kind="hub", dataset=str(tmp_path / "one")) == ["a", "b"]
+    assert texts(kind="hub", dataset=str(tmp_path / "several"), split="test") == ["b"]
+    assert "cannot be opened" in problem(kind="hub", dataset=str(tmp_path / "several"), split="other")
+
+
+def test_the_revision_of_a_data_set_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    import datasets
+
+    asked = []
+    monkeypatch.setattr(
+        datasets,
+        "load_dataset",
+        lambda *names, **options: asked.append(options) or datasets.Dataset.from_dict({"text": ["a"]}),
+    )
+    assert texts(kind="hub", dataset="some/data", revision="abc123") == ["a"]
+    assert asked[0]["revision"] == "abc123"
+
+
+def test_a_table_whose_column_is_no_text(tmp_path: Path) -> None:
+    pq.write_table(pa.table({"text": [1]}), tmp_path / "a.parquet")
+    path = str(tmp_path / "a.parquet")
+    assert problem(kind="parquet", files=path) == f"{path}: field 'text' is int, not text"
+    assert problem(kind="parquet", files=path, field="body") == f"{path}: no field 'body'; there are text"
+    pq.write_table(pa.table({"text": pa.array(["a", "b", "a"]).dictionary_encode()}), tmp_path / "b.parquet")
+    assert texts(kind="parquet", files=str(tmp_path / "b.parquet")) == ["a", "b", "a"]
+
+
+def test_a_thousand_files_cost_about_what_one_does(tmp_path: Path) -> None:
+    """It was 42 ms a file, and more where a host did not answer."""
+    for i in range(1000):
+        (tmp_path / f"{i:03}.txt").write_text(f"text {i}\n")
+    started = time.perf_counter()
+    assert texts(kind="text", files=str(tmp_path / "*.txt")) == [f"text {i}" for i in range(1000)]
+    assert time.perf_counter() - started < 5
+
+
+def test_line_ends_and_marks_inside_records(tmp_path: Path, shared_data: Callable[[str], Path]) -> None:
+    cases = shared_data("cases")
+    split = sentence_splitter("en")
+    for kind, name in (("text", "ends_inside_a_line.txt"), ("json", "ends_inside_a_line.jsonl")):
+        found = texts(kind=kind, files=str(cases / "lines" / name), lines="sentence")
+        sentences = [sentence for text in found for sentence in split(text, "sentence")]
+        assert len(sentences) == 5
+        assert sum(len(sentence.split()) for sentence in sentences) == 24
+    assert texts(kind="text", files=str(cases / "bom" / "concatenated.txt")) == ["Otters swim .", "Herons wait ."]
 
 
 def test_records_with_unusual_text(tmp_path: Path) -> None:

@@ -283,7 +283,7 @@ def real(config: RunConfig) -> tuple[BlockOrder, ExampleMaker, PreparedCorpus]:
     tokenizer = family.tokenizer.load(corpus.fetch_tokenizer())
     assert tokenizer is not None
     rows = config.rows_per_lane if family.training.ordered else 1
-    maker = family.training.build_examples(config.model, config.objective, config.objective, tokenizer, rows)
+    maker = family.training.build_examples(config.model, config.objective, tokenizer, rows)
     return BlockOrder(corpus.training, maker, config.seed, config.data.lanes), maker, corpus
 
 

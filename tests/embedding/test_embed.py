@@ -90,7 +90,7 @@ def test_an_empty_file(folder: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "options", "error", "message"),
     [
-        (b"cat\nc\xe4t\n", {}, DataError, r"text\.txt, line 2: not UTF-8 \(invalid continuation byte\)"),
+        (b"cat\nc\xe4t\n", {}, DataError, r"text\.txt, line 2: byte 0xe4 is not UTF-8: "),
         (b".\n" * 99 + b". " * 70, {}, DataError, r"text\.txt, line 100: 72 pieces, .*at most 64"),
         (None, {}, DataError, r"text\.txt cannot be read: No such file"),
         (b"cat\n", {"layers": 7}, ConfigError, "--layers: layer 7 does not exist: the model has 4 layers"),

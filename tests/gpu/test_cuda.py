@@ -6,12 +6,14 @@ from pathlib import Path
 import pytest
 import torch
 
+from pretrain.config.compute import ComputeConfig
 from pretrain.config.models import BertConfig
+from pretrain.config.objectives import BertObjectiveConfig
 from pretrain.config.run import RunConfig
 from pretrain.data.prepare import ensure_prepared
 from pretrain.models import FAMILIES, get_family
+from pretrain.models.bert.backends import BACKENDS_BY_SPEED, select_backends
 from pretrain.models.bert.model import BertModel
-from pretrain.models.bert.tuning import compile_problem, tune
 from tests.gpu import DRY
 from tests.tiny import final_weights, metrics, run_on_ranks, tiny_config
 
@@ -82,17 +84,17 @@ def test_a_resumed_run_is_bitwise_the_same(corpus: Path, tmp_path: Path) -> None
         assert all(torch.equal(weights[name], expected[name]) for name in expected), whole.name
 
 
-def test_bert_takes_the_fast_ways(capsys: pytest.CaptureFixture[str]) -> None:
-    """Without dropout of attention torch's own kernel for packs, with it one that can drop out; compiled layers."""
+def test_bert_uses_the_fastest_backends(capsys: pytest.CaptureFixture[str]) -> None:
+    """The fastest backends are used, with dropout of attention one that has it; layers are compiled where it works."""
     device = torch.device("cpu" if DRY else "cuda")
-    for dropout, ways in ((0.0, ("varlen_fa3", "varlen")), (None, ("flash_attn", "nested"))):
+    for dropout in (0.0, None):
         config = BertConfig(attention_dropout=dropout, num_layers=2, hidden_size=128, num_heads=2)
-        model = BertModel(config, 1000)
-        lines = tune(model, device, torch.bfloat16, 0)
+        model = BertModel(config, BertObjectiveConfig(), 1000)
+        lines = select_backends(model, ComputeConfig(), device, torch.bfloat16, 0)
         with capsys.disabled():
             print(*lines, sep="\n")
-        assert DRY or model.encoder.attention in ways
-        assert DRY or compile_problem(model, device, torch.bfloat16, 0) in (None, "attention is nested")
+        assert DRY or model.encoder.attention in (BACKENDS_BY_SPEED if dropout == 0 else BACKENDS_BY_SPEED[2:])
+        assert DRY or lines[-1] in ("layers and heads are compiled", "nothing is compiled: attention is nested")
 
 
 def test_16_bits_train(corpus: Path, tmp_path: Path) -> None:

@@ -36,7 +36,7 @@ def prepared(config: RunConfig) -> PreparedCorpus:
 
 
 def weights(config: RunConfig) -> dict[str, Tensor]:
-    module = Pretraining(config, read_tokenizer(config, prepared(config)).fetch_tokenizer())
+    module = Pretraining(config, read_tokenizer(config, prepared(config).fetch_tokenizer()))
     return {name: p.detach() for name, p in module.model.named_parameters()}
 
 

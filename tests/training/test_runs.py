@@ -39,7 +39,7 @@ def steps_saved(config: RunConfig) -> list[int]:
 
 def test_ratios_of_a_steps_counts() -> None:
     assert count_ratios({"forward": 7, "backward": 7, "tokens": 9}) == {}
-    counts = {"mlm": 9, "nsp": 8, "nsp.random": 5, "tokens": 60, "places": 64}
+    counts = {"mlm": 9, "nsp": 8, "nsp.random": 5, "tokens": 60, "token_slots": 64}
     assert count_ratios(counts) == {"nsp_random_share": 5 / 8, "fill": 60 / 64}
     assert count_ratios({"nsp": 0, "nsp.random": 0}) == {"nsp_random_share": 0}
 

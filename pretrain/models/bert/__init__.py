@@ -1,12 +1,12 @@
 """BERT (Devlin et al. 2018): WordPiece, Transformer encoder, masked-word and next-sentence losses."""
 
+from pretrain.models.bert.backends import select_backends
 from pretrain.models.bert.baselines import build_baselines, build_parts
 from pretrain.models.bert.examples import build_examples
 from pretrain.models.bert.export import initialize, read, recognises, write
 from pretrain.models.bert.model import build_model, encode, no_decay
 from pretrain.models.bert.objective import build_objective
 from pretrain.models.bert.tokens import learn_tokenizer, load_tokenizer
-from pretrain.models.bert.tuning import tune
 from pretrain.models.family import Family, FamilyBaselines, FamilyFormat, FamilyTokenizer, FamilyTraining
 
 FAMILY = Family(
@@ -20,7 +20,7 @@ FAMILY = Family(
         build_objective=build_objective,
         gradient_scale=lambda objective: 1.0,
         no_decay=no_decay,
-        select_backends=tune,
+        select_backends=select_backends,
     ),
     format=FamilyFormat(name="transformers", recognises=recognises, read=read, write=write, initialize=initialize),
     baselines=FamilyBaselines(build=build_baselines, parts=build_parts),

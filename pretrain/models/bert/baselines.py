@@ -15,9 +15,8 @@ from torch import Tensor, nn
 
 from pretrain.models.baselines import Baseline, Part, UnavailableBaseline
 from pretrain.models.bert.export import write
-from pretrain.models.bert.sequences import IGNORED
 from pretrain.models.family import ModelFolder
-from pretrain.models.loss import Batch, LossTerm
+from pretrain.models.loss import IGNORE_INDEX, Batch, LossTerm
 
 NAME = "transformers BertForPreTraining"
 COMPILED = f"{NAME}, compiled"
@@ -74,8 +73,8 @@ class BaselineObjective:
 
 def _padded(batch: Batch) -> dict[str, Tensor]:
     """The batch as transformers names it, one sequence a row, packed or not."""
-    real = batch["masked_labels"] != IGNORED
-    labels = torch.full_like(batch["input_ids"], IGNORED)
+    real = batch["masked_labels"] != IGNORE_INDEX
+    labels = torch.full_like(batch["input_ids"], IGNORE_INDEX)
     labels.view(-1)[batch["masked_positions"][real]] = batch["masked_labels"][real]
     theirs = {
         "input_ids": batch["input_ids"],
@@ -88,8 +87,8 @@ def _padded(batch: Batch) -> dict[str, Tensor]:
         mask = torch.arange(int(lengths.max()), device=lengths.device) < lengths[lengths > 0, None]
         packed, theirs = theirs, {}
         for name, rows in packed.items():
-            theirs[name] = rows.new_full(mask.shape, IGNORED if name == "labels" else 0)
+            theirs[name] = rows.new_full(mask.shape, IGNORE_INDEX if name == "labels" else 0)
             theirs[name][mask] = rows[batch["attention_mask"].bool()]
     if "is_next" in batch:
-        theirs["next_sentence_label"] = batch["is_next"][batch["is_next"] != IGNORED]
+        theirs["next_sentence_label"] = batch["is_next"][batch["is_next"] != IGNORE_INDEX]
     return theirs

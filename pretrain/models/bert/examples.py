@@ -1,7 +1,7 @@
 """Examples and batches from blocks of text: pairs or full sentences, masked, one to a row or several to a pack.
 
-Shapes: n examples; L tokens of one, which is `max_sequence_length`, or `pack_length`; S sequences and M masked places
-of a pack, at most.
+Shapes: n examples; L tokens of one, which is `max_sequence_length`, or `pack_length`; S sequences and M predicted
+tokens of a pack, at most.
 """
 
 from dataclasses import dataclass
@@ -15,21 +15,21 @@ from pretrain.config.objectives import BertObjectiveConfig
 from pretrain.data.blocks import Arrays, Block
 from pretrain.models.bert import pairs, sentences
 from pretrain.models.bert.masking import Masked, Masking
-from pretrain.models.bert.packing import Budgets, Placement, place
-from pretrain.models.bert.sequences import IGNORED, Sequences, Spans, join
+from pretrain.models.bert.packing import Budgets, Placement, pack_sequences
+from pretrain.models.bert.sequences import Sequences, Spans, join
 from pretrain.models.bert.tokens import WordPieceTokenizer
 from pretrain.models.family import Tokenizer
-from pretrain.models.loss import Batch
+from pretrain.models.loss import IGNORE_INDEX, Batch
 
 
 @dataclass(frozen=True)
-class BertRows:
+class BertExamples:
     """The examples of a block, one row each.
 
     Unpacked: `input_ids` and `labels` int32, `segment_ids` int8 [n, L]; `lengths` int32 [n], in tokens; `is_next` int8
     [n], of class `NEXT` or `RANDOM`. Packed: `input_ids` int32 and `segment_ids` int8 [n, L]; `lengths` int32 [n, S], 0
     where there is no sequence, of sequences that follow each other; `is_next` int8 [n, S]; `masked_positions`, in the
-    row, and `labels` int32 [n, M]. Labels and classes that are not there are `IGNORED`; without next-sentence
+    row, and `labels` int32 [n, M]. Labels and classes that are not there are `IGNORE_INDEX`; without next-sentence
     prediction there is no `is_next`.
     """
 
@@ -43,7 +43,7 @@ class BertRows:
         return {name: array[start:stop] for name, array in self.arrays.items()}
 
 
-class BertExamples:
+class BertExampleMaker:
     """Makes sequences, masks them, puts them into rows, and batches those."""
 
     def __init__(self, config: BertObjectiveConfig, tokenizer: WordPieceTokenizer) -> None:
@@ -55,7 +55,7 @@ class BertExamples:
         if config.packing:
             self._budgets = Budgets(self._length, config.sequences_per_pack, config.masked_per_pack)
 
-    def make(self, block: Block, rng: np.random.Generator, *, pad: bool = False) -> BertRows:
+    def make(self, block: Block, rng: np.random.Generator, *, pad: bool = False) -> BertExamples:
         """The examples of a block, in random order; `pad` changes nothing, since no text is left over.
 
         Packed or not, the sequences and their masks are the same. A sentence that has none after it and no other
@@ -65,11 +65,11 @@ class BertExamples:
         masked = self._masking.mask(sequences, rng)
         order = rng.permutation(len(sequences.lengths))
         if self._budgets is None:
-            return BertRows(self._rows(sequences, masked, order))
-        placement = place(sequences.lengths, masked.counts, order, self._budgets)
+            return BertExamples(self._rows(sequences, masked, order))
+        placement = pack_sequences(sequences.lengths, masked.counts, order, self._budgets)
         packs = self._packs(sequences, masked, placement, self._budgets)
         shuffled = rng.permutation(placement.packs)
-        return BertRows({name: array[shuffled] for name, array in packs.items()})
+        return BertExamples({name: array[shuffled] for name, array in packs.items()})
 
     def _draw(self, block: Block, rng: np.random.Generator) -> Spans:
         length = self._config.max_sequence_length
@@ -84,9 +84,9 @@ class BertExamples:
         count = len(order)
         starts = np.empty(count, dtype=np.int64)
         starts[order] = self._length * np.arange(count)
-        arrays, places = self._scatter(sequences, masked, starts, count)
-        labels = np.full((count, self._length), IGNORED, dtype=np.int32)
-        labels.reshape(-1)[places[masked.positions]] = masked.labels
+        arrays, token_slots = self._scatter(sequences, masked, starts, count)
+        labels = np.full((count, self._length), IGNORE_INDEX, dtype=np.int32)
+        labels.reshape(-1)[token_slots[masked.positions]] = masked.labels
         arrays |= {"lengths": sequences.lengths[order].astype(np.int32), "labels": labels}
         return arrays if sequences.is_next is None else arrays | {"is_next": sequences.is_next[order]}
 
@@ -95,20 +95,20 @@ class BertExamples:
     ) -> dict[str, NDArray[np.integer]]:
         """Sequences where `placement` puts them."""
         starts = most.tokens * placement.pack + placement.offset
-        arrays, places = self._scatter(sequences, masked, starts, placement.packs)
+        arrays, token_slots = self._scatter(sequences, masked, starts, placement.packs)
         slots = most.sequences * placement.pack + placement.number
         arrays["lengths"] = _filled((placement.packs, most.sequences), 0, slots, sequences.lengths, np.int32)
         if sequences.is_next is not None:
-            arrays["is_next"] = _filled(arrays["lengths"].shape, IGNORED, slots, sequences.is_next, np.int8)
-        # Masked places of a pack, one after the other: their number within it is the difference to its first one's.
-        positions = places[masked.positions]
+            arrays["is_next"] = _filled(arrays["lengths"].shape, IGNORE_INDEX, slots, sequences.is_next, np.int8)
+        # A pack's predicted tokens, in order: the number of each is its distance to the pack's first.
+        positions = token_slots[masked.positions]
         order = positions.argsort()
         packs, within = np.divmod(positions[order], most.tokens)
         counts = np.bincount(packs, minlength=placement.packs)
         slots = most.masked * packs + np.arange(len(packs)) - np.repeat(counts.cumsum() - counts, counts)
         shape = (placement.packs, most.masked)
         arrays["masked_positions"] = _filled(shape, 0, slots, within, np.int32)
-        arrays["labels"] = _filled(shape, IGNORED, slots, masked.labels[order], np.int32)
+        arrays["labels"] = _filled(shape, IGNORE_INDEX, slots, masked.labels[order], np.int32)
         return arrays
 
     def _scatter(
@@ -116,30 +116,30 @@ class BertExamples:
     ) -> tuple[dict[str, NDArray[np.integer]], NDArray[np.int64]]:
         """Ids and segments in `count` rows, and where each token went, if each sequence begins at its `starts`.
 
-        `starts` [sequences] and the places [tokens] are positions in the flattened rows.
+        `starts` [sequences] and the token slots [tokens] index the flattened rows.
         """
-        places = np.arange(len(masked.input_ids)) + np.repeat(starts - sequences.starts, sequences.lengths)
+        token_slots = np.arange(len(masked.input_ids)) + np.repeat(starts - sequences.starts, sequences.lengths)
         shape = (count, self._length)
         return {
-            "input_ids": _filled(shape, self._tokenizer.padding_id, places, masked.input_ids, np.int32),
-            "segment_ids": _filled(shape, 0, places, sequences.segment_ids, np.int8),
-        }, places
+            "input_ids": _filled(shape, self._tokenizer.padding_id, token_slots, masked.input_ids, np.int32),
+            "segment_ids": _filled(shape, 0, token_slots, sequences.segment_ids, np.int8),
+        }, token_slots
 
     def counts(self, examples: Arrays) -> dict[str, int]:
-        """Predictions of each loss, and the `nsp.random` among them; `tokens`, special ones included; `places`.
+        """Predictions of each loss, and the `nsp.random` among them; `tokens`, special ones included.
 
-        `attended` are the pairs of tokens of which one reads the other: all of a sequence.
+        `token_slots` are tokens and padding. `attended` are the pairs of tokens of which one attends to the other.
         """
         lengths = examples["lengths"].reshape(-1).astype(np.int64)
         counts = {
-            "mlm": int((examples["labels"] != IGNORED).sum()),
+            "mlm": int((examples["labels"] != IGNORE_INDEX).sum()),
             "tokens": int(lengths.sum()),
-            "places": examples["input_ids"].size,
+            "token_slots": examples["input_ids"].size,
             "sequences": int(np.count_nonzero(lengths)),
             "attended": int(lengths @ lengths),
         }
         if "is_next" in examples:
-            counts["nsp"] = int((examples["is_next"] != IGNORED).sum())
+            counts["nsp"] = int((examples["is_next"] != IGNORE_INDEX).sum())
             counts["nsp.random"] = int((examples["is_next"] == pairs.RANDOM).sum())
         return counts
 
@@ -150,8 +150,8 @@ class BertExamples:
         flattened [batch * token], and `masked_labels` [masked]; `is_next` [sequences], unless there are no pairs.
 
         Unpacked, the batch is as long as its longest sequence needs, rounded up to a multiple of 8, and has as many
-        masked places as there are. Packed, all shapes are constant, what is not there is labelled `IGNORED`, and
-        `positions` [batch, token], which begin at 0 in every sequence, and `sequence_lengths` [batch, S] come with it.
+        predicted tokens as there are. Packed, all shapes are constant, empty slots are labelled `IGNORE_INDEX`, and
+        there are `positions` [batch, token], which begin at 0 in every sequence, and `sequence_lengths` [batch, S].
         """
         arrays = _collate_rows(examples) if self._budgets is None else _collate_packs(examples)
         if "is_next" in examples:
@@ -160,11 +160,11 @@ class BertExamples:
 
 
 def _filled(
-    shape: tuple[int, ...], value: int, places: NDArray[np.int64], values: NDArray[np.integer], dtype: type[np.integer]
+    shape: tuple[int, ...], value: int, slots: NDArray[np.int64], values: NDArray[np.integer], dtype: type[np.integer]
 ) -> NDArray[np.integer]:
-    """An array of `value` but for `values` at `places` of its flattened form."""
+    """An array of `value`, with `values` at `slots` of its flattened form."""
     array = np.full(shape, value, dtype=dtype)
-    array.reshape(-1)[places] = values
+    array.reshape(-1)[slots] = values
     return array
 
 
@@ -172,7 +172,7 @@ def _collate_rows(examples: Arrays) -> dict[str, NDArray[np.integer]]:
     longest = int(examples["lengths"].max())
     length = min(examples["input_ids"].shape[1], -(-longest // 8) * 8)
     labels = examples["labels"][:, :length].reshape(-1)
-    masked = np.flatnonzero(labels != IGNORED)
+    masked = np.flatnonzero(labels != IGNORE_INDEX)
     return {
         "input_ids": examples["input_ids"][:, :length],
         "segment_ids": examples["segment_ids"][:, :length],
@@ -188,20 +188,22 @@ def _collate_packs(examples: Arrays) -> dict[str, NDArray[np.integer]]:
     used = lengths.sum(axis=1, keepdims=True)
     # What is left of a row is one more sequence, whose tokens all have position 0.
     sequences = np.concatenate([lengths, length - used], axis=1).reshape(-1)
-    places = np.arange(count * length) - np.repeat(sequences.cumsum() - sequences, sequences)
+    positions = np.arange(count * length) - np.repeat(sequences.cumsum() - sequences, sequences)
     mask = (np.arange(length) < used).astype(np.int8)
     return {
         "input_ids": examples["input_ids"],
         "segment_ids": examples["segment_ids"],
         "attention_mask": mask,
-        "positions": places.reshape(count, length) * mask,
+        "positions": positions.reshape(count, length) * mask,
         "sequence_lengths": lengths,
         "masked_positions": (examples["masked_positions"] + length * np.arange(count)[:, None]).reshape(-1),
         "masked_labels": examples["labels"].reshape(-1),
     }
 
 
-def build_examples(model: BertConfig, objective: BertObjectiveConfig, tokenizer: Tokenizer, rows: int) -> BertExamples:
+def build_examples(
+    model: BertConfig, objective: BertObjectiveConfig, tokenizer: Tokenizer, rows: int
+) -> BertExampleMaker:
     """The example maker, the same for every model; `rows` is 1, as for every family whose examples are not ordered."""
     assert isinstance(tokenizer, WordPieceTokenizer)
-    return BertExamples(objective, tokenizer)
+    return BertExampleMaker(objective, tokenizer)

@@ -54,28 +54,36 @@ class Activation(nn.Module):
         return F.gelu(x, approximate=self.approximate)
 
 
+class Embedding(nn.Embedding):
+    """Rows of a matrix, looked up in float32 at least, since 16 bits cannot add up the gradients of a frequent row."""
+
+    def forward(self, ids: Tensor) -> Tensor:
+        """[..., width] from integers [...]."""
+        return F.embedding(ids, self.weight.to(torch.promote_types(self.weight.dtype, torch.float32)))
+
+
 class Embeddings(nn.Module):
     """Words + positions + segments, normalised: layer 0 of the encoder."""
 
     def __init__(self, config: BertConfig, vocabulary_size: int) -> None:
         super().__init__()
-        self.words = nn.Embedding(padded_vocabulary(vocabulary_size), config.hidden_size)
-        self.positions = nn.Embedding(config.max_positions, config.hidden_size)
-        self.segments = nn.Embedding(SEGMENTS, config.hidden_size)
+        self.words = Embedding(padded_vocabulary(vocabulary_size), config.hidden_size)
+        self.positions = Embedding(config.max_positions, config.hidden_size)
+        self.segments = Embedding(SEGMENTS, config.hidden_size)
         self.norm = LayerNorm(config.hidden_size, config.layer_norm_epsilon)
         self.dropout = Dropout(config.dropout)
 
     def forward(self, input_ids: Tensor, segment_ids: Tensor, positions: Tensor | None) -> Tensor:
-        """[B, T, H] from int64 [B, T], three times; without positions, they are the places in a row."""
+        """[B, T, H] in the parameters' type, from int64 [B, T], three times; without `positions`, rows begin at 0."""
         if positions is None:
             positions = torch.arange(input_ids.shape[1], device=input_ids.device)
         vectors = self.words(input_ids) + self.segments(segment_ids) + self.positions(positions)
         output: Tensor = self.dropout(self.norm(vectors))
-        return output
+        return output.to(self.words.weight.dtype)
 
 
 class SelfAttention(nn.Module):
-    """Multi-head attention of every token over those that it reads."""
+    """Multi-head attention of every token over those that it may attend to."""
 
     def __init__(self, config: BertConfig) -> None:
         super().__init__()
@@ -90,8 +98,8 @@ class SelfAttention(nn.Module):
     def forward(self, x: Tensor, attend: Attention) -> Tensor:
         """[B, T, H] from the same."""
         dropout = self.dropout if self.training else 0.0
-        mixed = attend(self.query(x), self.key(x), self.value(x), num_heads=self.num_heads, dropout=dropout)
-        output: Tensor = self.output(mixed)
+        attended = attend(self.query(x), self.key(x), self.value(x), num_heads=self.num_heads, dropout=dropout)
+        output: Tensor = self.output(attended)
         return output
 
 

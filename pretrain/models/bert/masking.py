@@ -1,4 +1,4 @@
-"""Which tokens are predicted, and what stands in their place (Devlin et al. 2018, §3.1, appendix A.1).
+"""Which tokens are predicted, and what replaces them (Devlin et al. 2018, §3.1, appendix A.1).
 
 Counts are the original's. Unlike there, the ids that replace tokens at random are never special, an unknown word is
 never predicted, and every reading of a block draws anew.
@@ -36,7 +36,7 @@ class Masking:
 
     `max(1, round(length * mask_probability))` tokens of a sequence are predicted, special ones counting as length, or
     all that are not special. With `whole_word_masking` words are taken in random order as long as there is room for
-    all their pieces, so that now and then the last places stay free.
+    all their pieces, so that sometimes fewer tokens are predicted.
     """
 
     def __init__(self, config: BertObjectiveConfig, tokenizer: WordPieceTokenizer) -> None:
@@ -61,10 +61,12 @@ class Masking:
             chosen = choose(owners, wanted, rng)
         positions = candidates[chosen]
         labels = input_ids[positions]
-        fate = rng.random(len(labels))
+        replacement_draw = rng.random(len(labels))
         random = self._ordinary_ids[rng.integers(0, len(self._ordinary_ids), len(labels))]
         input_ids[positions] = np.where(
-            fate < MASKED, np.int32(self._mask_id), np.where(fate < MASKED + REPLACED, random, labels)
+            replacement_draw < MASKED,
+            np.int32(self._mask_id),
+            np.where(replacement_draw < MASKED + REPLACED, random, labels),
         )
         return Masked(input_ids, positions, labels, np.bincount(owners[chosen], minlength=len(wanted)))
 
@@ -86,17 +88,17 @@ def choose_words(
     order = shuffle_within(owners[firsts], rng)
     words = np.bincount(owners[firsts], minlength=len(wanted))
     ends = words.cumsum()
-    place, left = ends - words, wanted.copy()
+    next_word, left = ends - words, wanted.copy()
     taken = np.zeros(len(firsts), dtype=bool)
     # A word of every owner at a time: each is taken if it fits into what its predecessors left.
     active = np.flatnonzero(words)
     while len(active):
-        word = order[place[active]]
+        word = order[next_word[active]]
         fits = sizes[word] <= left[active]
         taken[word[fits]] = True
         left[active[fits]] -= sizes[word[fits]]
-        place[active] += 1
-        active = active[(left[active] > 0) & (place[active] < ends[active])]
+        next_word[active] += 1
+        active = active[(left[active] > 0) & (next_word[active] < ends[active])]
     return np.repeat(taken, sizes)
 
 

@@ -10,7 +10,7 @@ from torch.utils.checkpoint import checkpoint
 
 from pretrain.config.models import BertConfig
 from pretrain.config.objectives import BertObjectiveConfig
-from pretrain.models.bert.attention import Attention, read_packs, read_rows, sequence_starts
+from pretrain.models.bert.attention import Attention, packed_attention, padded_attention, sequence_starts
 from pretrain.models.bert.layers import Activation, Embeddings, Layer, LayerNorm
 from pretrain.models.family import LayerVectors, Pieces
 
@@ -31,7 +31,7 @@ class BertEncoder(nn.Module):
         super().__init__()
         self.max_positions = config.max_positions
         self.attention: str = "auto"
-        """The way that packs are read; `tuning` puts another in the place of `auto`."""
+        """The backend for packs; `select_backends` resolves `auto`."""
         self.activation_checkpointing = False
         self.embeddings = Embeddings(config, vocabulary_size)
         self.layers = nn.ModuleList(Layer(config) for _ in range(config.num_layers))
@@ -54,10 +54,10 @@ class BertEncoder(nn.Module):
         follow each other. What padding yields is not meaningful.
         """
         if sequence_lengths is None:
-            attend: Attention = read_rows(attention_mask)
+            attend: Attention = padded_attention(attention_mask)
         else:
             length = input_ids.shape[1]
-            attend = read_packs(self.attention, sequence_lengths, length, max_sequence_length or length)
+            attend = packed_attention(self.attention, sequence_lengths, length, max_sequence_length or length)
         x = self.embeddings(input_ids, segment_ids, positions)
         kept = [x]
         for layer in self.layers:
@@ -131,7 +131,7 @@ class BertModel(nn.Module):
         """Predictions for a batch; `masked_positions` is int64 [masked], into the flattened [batch * token].
 
         The masked rows are gathered before the head: run on all rows it would cost a fifth more of BERT-base's work.
-        With `sequence_lengths` [batch, sequence], there is a pair in each of its places, used or not.
+        With `sequence_lengths` [batch, sequence], every slot of a pack has a next-sentence prediction, empty ones too.
         """
         (top,) = self.encoder(
             input_ids,

@@ -7,16 +7,15 @@ from torch import Tensor, nn
 from pretrain.config.objectives import BertObjectiveConfig
 from pretrain.models.bert.model import Predictions
 from pretrain.models.bert.pairs import NEXT, RANDOM
-from pretrain.models.bert.sequences import IGNORED
 from pretrain.models.family import Tokenizer
-from pretrain.models.loss import Batch, LossTerm
+from pretrain.models.loss import IGNORE_INDEX, Batch, LossTerm
 
 LABELS = ("masked_labels", "is_next")
 """What of a batch the model does not see."""
 
 
 class BertObjective:
-    """The losses of a batch, as `BertExamples.collate` makes it."""
+    """The losses of a batch, as `BertExampleMaker.collate` makes it."""
 
     def __call__(
         self, model: nn.Module, batch: Batch, carried: Tensor | None, *, seed: int
@@ -29,7 +28,7 @@ class BertObjective:
         predictions: Predictions = model(**{name: tensor for name, tensor in batch.items() if name not in LABELS})
         words, labels = predictions.words, batch["masked_labels"]
         correct = None if model.training else _correct(words, labels)
-        terms = {"mlm": LossTerm(_cross_entropy(words, labels), (labels != IGNORED).sum(), correct=correct)}
+        terms = {"mlm": LossTerm(_cross_entropy(words, labels), (labels != IGNORE_INDEX).sum(), correct=correct)}
         if predictions.next_sentence is not None:
             logits, labels = predictions.next_sentence, batch["is_next"]
             classes = torch.stack([(labels == NEXT).sum(), (labels == RANDOM).sum()])
@@ -45,11 +44,11 @@ class BertObjective:
 
 def _cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
     wide = logits.to(torch.promote_types(logits.dtype, torch.float32))
-    return F.cross_entropy(wide, labels, ignore_index=IGNORED, reduction="sum")
+    return F.cross_entropy(wide, labels, ignore_index=IGNORE_INDEX, reduction="sum")
 
 
 def _correct(logits: Tensor, labels: Tensor) -> Tensor:
-    return (logits.detach().argmax(dim=-1) == labels).sum()  # which none that is IGNORED can equal
+    return (logits.detach().argmax(dim=-1) == labels).sum()  # which never equals IGNORE_INDEX
 
 
 def build_objective(config: BertObjectiveConfig, tokenizer: Tokenizer) -> BertObjective:

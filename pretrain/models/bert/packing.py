@@ -27,14 +27,16 @@ class Placement:
     """Its first token within the pack."""
 
 
-def place(lengths: NDArray[np.int64], masked: NDArray[np.int64], order: NDArray[np.int64], most: Budgets) -> Placement:
-    """Places sequences of `lengths` tokens, of which `masked` are predicted, into packs; each must fit into one alone.
+def pack_sequences(
+    lengths: NDArray[np.int64], masked: NDArray[np.int64], order: NDArray[np.int64], most: Budgets
+) -> Placement:
+    """Packs sequences of `lengths` tokens, of which `masked` are predicted: each must fit into a pack alone.
 
     Best fit, longest first; `order`, all their numbers, is the order of those that are alike.
     """
     order = order[(-lengths[order]).argsort(kind="stable")]
     chosen = np.array(best_fit(lengths[order].tolist(), masked[order].tolist(), most), dtype=np.int64)
-    # Now sequences pack by pack, so that places within a pack are differences of running sums.
+    # Now sequences pack by pack, so that offsets within a pack are differences of running sums.
     by_pack = chosen.argsort(kind="stable")
     members = order[by_pack]
     counts = np.bincount(chosen)
@@ -48,10 +50,10 @@ def place(lengths: NDArray[np.int64], masked: NDArray[np.int64], order: NDArray[
 
 
 def best_fit(lengths: list[int], masked: list[int], most: Budgets) -> list[int]:
-    """The pack of each sequence: the fullest that holds it. A pack that lacks room for masked places is closed."""
+    """The pack of each sequence: the fullest that holds it. A pack that lacks room for predicted tokens is closed."""
     packs: list[int] = []
     sequences: list[int] = []
-    places: list[int] = []
+    masked_in_pack: list[int] = []
     open_packs: list[list[int]] = [[] for _ in range(most.tokens + 1)]
     """By the tokens that they have left."""
     lefts = 0
@@ -63,16 +65,16 @@ def best_fit(lengths: list[int], masked: list[int], most: Budgets) -> list[int]:
             pack = open_packs[left].pop()
             if not open_packs[left]:
                 lefts ^= 1 << left
-            if places[pack] + needed <= most.masked:
+            if masked_in_pack[pack] + needed <= most.masked:
                 break
             pack = -1
         if pack < 0:
             pack, left = len(sequences), most.tokens
             sequences.append(0)
-            places.append(0)
+            masked_in_pack.append(0)
         packs.append(pack)
         sequences[pack] += 1
-        places[pack] += needed
+        masked_in_pack[pack] += needed
         left -= length
         if left and sequences[pack] < most.sequences:
             open_packs[left].append(pack)

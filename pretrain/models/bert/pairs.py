@@ -50,9 +50,9 @@ def draw_pairs(block: Block, rng: np.random.Generator, budget: int, short_sequen
     """
     # Where a chunk ends depends on what became of the last one: this is the one thing done pair by pair, in Python.
     starts: list[int] = block.sentence_starts.tolist()
-    chances: list[list[float]] = rng.random((len(starts), 2)).tolist()
+    draws: list[list[float]] = rng.random((len(starts), 2)).tolist()
     wanted_lengths = _wanted_lengths(len(block.document_starts) - 1, rng, budget, short_sequence_probability)
-    lonely = (block.document_numbers == block.document_numbers[:1]).all()
+    single_document = (block.document_numbers == block.document_numbers[:1]).all()
     rows: list[tuple[int, int, int, int]] = []
     """Document, first sentence, the sentence where the second segment would begin, and where it would end; or -1."""
     for document, (sentence, end) in enumerate(pairwise(block.document_starts.tolist())):
@@ -60,9 +60,9 @@ def draw_pairs(block: Block, rng: np.random.Generator, budget: int, short_sequen
         while sentence < end:
             stop = bisect_left(starts, starts[sentence] + wanted, sentence + 1, end)
             alone = stop == sentence + 1
-            where, whether = chances[len(rows)]
-            split = stop if alone else sentence + 1 + int(where * (stop - sentence - 1))
-            if (alone or whether < 0.5) and not lonely:
+            split_draw, random_draw = draws[len(rows)]
+            split = stop if alone else sentence + 1 + int(split_draw * (stop - sentence - 1))
+            if (alone or random_draw < 0.5) and not single_document:
                 rows.append((document, sentence, split, -1))
                 sentence = split
             else:
@@ -98,8 +98,8 @@ def _draw_elsewhere(
     own = block.document_numbers[documents]
     own_first = numbers.searchsorted(own)
     own_count = numbers.searchsorted(own, side="right") - own_first
-    place = rng.integers(0, len(numbers) - own_count)
-    other = by_number[np.where(place < own_first, place, place + own_count)]
+    choice = rng.integers(0, len(numbers) - own_count)
+    other = by_number[np.where(choice < own_first, choice, choice + own_count)]
     end = block.document_starts[other + 1]
     first = rng.integers(block.document_starts[other], end)
     stop = block.sentence_starts.searchsorted(block.sentence_starts[first] + wanted)

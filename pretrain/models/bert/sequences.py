@@ -7,9 +7,6 @@ from numpy.typing import NDArray
 
 from pretrain.models.bert.tokens import WordPieceTokenizer
 
-IGNORED = -100
-"""The label of a place without loss."""
-
 
 @dataclass(frozen=True)
 class Spans:

@@ -6,7 +6,7 @@ word, in training and for vectors alike. (transformers, loading the same files, 
 
 import json
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,8 @@ SPECIAL = (PADDING, UNKNOWN, CLS, SEP, MASK)
 """The special tokens; in a vocabulary learned here their ids are 0 to 4."""
 CONTINUATION = "##"
 """What marks a piece that does not begin a word."""
+MAX_CHARACTERS_PER_WORD = 100
+"""A longer word is [UNK], as in every published BERT."""
 
 
 class WordPieceTokenizer:
@@ -203,7 +205,7 @@ def learn_tokenizer(texts: Callable[[], Iterable[str]], config: WordPieceConfig)
     learner = PieceTokenizer(models.WordPiece(unk_token=UNKNOWN))
     learner.normalizer = normalizer
     learner.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-    learner.train_from_iterator(texts(), trainer)
+    learner.train_from_iterator(_without_long_words(texts(), normalizer), trainer)
     return WordPieceTokenizer(
         _bert_pieces(
             learner.get_vocab(),
@@ -212,6 +214,16 @@ def learn_tokenizer(texts: Callable[[], Iterable[str]], config: WordPieceConfig)
             handle_chinese_chars=True,
         )
     )
+
+
+def _without_long_words(texts: Iterable[str], normalizer: normalizers.BertNormalizer) -> Iterator[str]:
+    """The texts without words that are [UNK]: no piece of them is used, and learning is quadratic in their length."""
+    cut = pre_tokenizers.BertPreTokenizer()
+    for text in texts:
+        if max(map(len, text.split()), default=0) > MAX_CHARACTERS_PER_WORD:
+            words = cut.pre_tokenize_str(normalizer.normalize_str(text))
+            text = " ".join(word for word, _ in words if len(word) <= MAX_CHARACTERS_PER_WORD)
+        yield text
 
 
 def _alphabet(texts: Iterable[str], normalizer: normalizers.BertNormalizer, most: int) -> tuple[list[str], list[str]]:
@@ -245,7 +257,10 @@ def _bert_pieces(
     """BERT's tokenizer around a vocabulary; `strip_accents` None means: where text is lower-cased."""
     pieces = PieceTokenizer(
         models.WordPiece(
-            vocabulary, unk_token=UNKNOWN, continuing_subword_prefix=CONTINUATION, max_input_chars_per_word=100
+            vocabulary,
+            unk_token=UNKNOWN,
+            continuing_subword_prefix=CONTINUATION,
+            max_input_chars_per_word=MAX_CHARACTERS_PER_WORD,
         )
     )
     pieces.normalizer = normalizers.BertNormalizer(

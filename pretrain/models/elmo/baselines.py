@@ -1,7 +1,7 @@
 """The same biLM as others compute it, for `pretrain bench`, and the parts of it that are timed by themselves.
 
 Two baselines. AllenNLP's way spells out every position and runs its cell position by position; it is exact. PyTorch's
-`nn.LSTM` knows no bounds on memory and output, so it computes another model as soon as one is reached; it shows what
+`nn.LSTM` knows no clips of cell and output, so it computes another model as soon as one is reached; it shows what
 a recurrence without them can do, on our character encoder and softmax.
 
 Shapes: B rows, T positions, C characters of a word, P projection_size, D cell_size.
@@ -104,26 +104,26 @@ class SteppedLayer(nn.Module):
         names = "input_product.weight", "state_product.weight", "state_product.bias", "projection.weight"
         self.load_state_dict(dict(zip(names, parameters, strict=True)))
 
-    def forward(self, inputs: Tensor, output: Tensor, memory: Tensor) -> Tensors:
+    def forward(self, inputs: Tensor, output: Tensor, cell: Tensor) -> Tensors:
         """[B, T, P], state [B, P] and [B, D] -> outputs [B, T, P] and the state after them."""
         size = self._cell_size
         cell_clip, projection_clip = self._clips
         outputs = inputs.new_zeros(inputs.shape)
         rows = len(inputs)
         for position in range(inputs.shape[1]):
-            last_memory, last_output = memory[:rows].clone(), output[:rows].clone()
-            driven, recalled = self.input_product(inputs[:rows, position]), self.state_product(last_output)
-            write, forget, candidate, read = (
-                driven[:, size * number : size * (number + 1)] + recalled[:, size * number : size * (number + 1)]
+            last_cell, last_output = cell[:rows].clone(), output[:rows].clone()
+            from_input, from_state = self.input_product(inputs[:rows, position]), self.state_product(last_output)
+            input_gate, forget_gate, candidate, output_gate = (
+                from_input[:, size * number : size * (number + 1)] + from_state[:, size * number : size * (number + 1)]
                 for number in range(4)
             )
-            kept = torch.sigmoid(write) * torch.tanh(candidate) + torch.sigmoid(forget) * last_memory
-            kept = kept.clamp(-cell_clip, cell_clip) if cell_clip else kept
-            shown = self.projection(torch.sigmoid(read) * torch.tanh(kept))
-            shown = shown.clamp(-projection_clip, projection_clip) if projection_clip else shown
-            memory, output = memory.clone(), output.clone()
-            memory[:rows], output[:rows], outputs[:rows, position] = kept, shown, shown
-        return outputs, output, memory
+            new_cell = torch.sigmoid(input_gate) * torch.tanh(candidate) + torch.sigmoid(forget_gate) * last_cell
+            new_cell = new_cell.clamp(-cell_clip, cell_clip) if cell_clip else new_cell
+            new_output = self.projection(torch.sigmoid(output_gate) * torch.tanh(new_cell))
+            new_output = new_output.clamp(-projection_clip, projection_clip) if projection_clip else new_output
+            cell, output = cell.clone(), output.clone()
+            cell[:rows], output[:rows], outputs[:rows, position] = new_cell, new_output, new_output
+        return outputs, output, cell
 
 
 class BuiltInLayer(nn.Module):
@@ -138,12 +138,12 @@ class BuiltInLayer(nn.Module):
         self.lstm.load_state_dict(state | {"bias_hh_l0": torch.zeros_like(state["bias_ih_l0"])})
         cast(nn.Parameter, self.lstm.bias_hh_l0).requires_grad_(False)  # one bias is trained, as in ours
 
-    def forward(self, inputs: Tensor, output: Tensor, memory: Tensor) -> Tensors:
+    def forward(self, inputs: Tensor, output: Tensor, cell: Tensor) -> Tensors:
         """As `SteppedLayer.forward`."""
         with warnings.catch_warnings():  # it says that oneDNN does not support projections
             warnings.filterwarnings("ignore", message="LSTM with projections is not supported")
-            outputs, (output, memory) = self.lstm(inputs, (output[None], memory[None]))
-        return outputs, output[0], memory[0]
+            outputs, (output, cell) = self.lstm(inputs, (output[None], cell[None]))
+        return outputs, output[0], cell[0]
 
 
 class BaselineEncoder(nn.Module):
@@ -173,9 +173,9 @@ class BaselineEncoder(nn.Module):
         for values, layers in zip(inputs, self.directions, strict=True):
             for number, layer in enumerate(cast(nn.ModuleList, layers)):
                 dropped = self.dropout(values)
-                values, output, memory = layer(dropped, next(states).contiguous(), next(states).contiguous())
+                values, output, cell = layer(dropped, next(states).contiguous(), next(states).contiguous())
                 values = values + dropped if number and self._skip_connections else values
-                after += [output.to(carried.dtype), memory.to(carried.dtype)]
+                after += [output.to(carried.dtype), cell.to(carried.dtype)]
             tops.append(values)
         return *tops, torch.cat(after, dim=1)
 
@@ -285,10 +285,10 @@ def _layer_parameters(weights: Weights, direction: int, number: int) -> tuple[Te
     cell = f"RNN_{direction}/RNN/MultiRNNCell/Cell{number}/LSTMCell"
 
     def reordered(values: Tensor) -> Tensor:
-        write, candidate, forget, read = values.chunk(4)
-        return torch.cat([write, forget, candidate, read])
+        input_gate, candidate, forget_gate, output_gate = values.chunk(4)
+        return torch.cat([input_gate, forget_gate, candidate, output_gate])
 
     of_input, of_state = reordered(weights[f"{cell}/W_0"].T).chunk(2, dim=1)
-    write, candidate, forget, read = weights[f"{cell}/B"].chunk(4)
-    bias = torch.cat([write, forget + 1, candidate, read])
+    input_gate, candidate, forget_gate, output_gate = weights[f"{cell}/B"].chunk(4)
+    bias = torch.cat([input_gate, forget_gate + 1, candidate, output_gate])
     return of_input, of_state, bias, weights[f"{cell}/W_P_0"].T

@@ -22,10 +22,8 @@ from pretrain.models.elmo.tokens import (
     character_ids,
     trim_characters,
 )
-from pretrain.models.loss import Batch
+from pretrain.models.loss import IGNORE_INDEX, Batch
 
-IGNORED = -100
-"""Target of a position without loss."""
 NOWHERE = -1
 """Place of such a position."""
 
@@ -36,8 +34,8 @@ class _Direction:
 
     inputs: NDArray[np.int32]
     """[M + 1]: rows of the character table; the last is what is read behind the text."""
-    targets: NDArray[np.int32]
-    """[M + 1]: vocabulary ids; the last is `IGNORED`."""
+    labels: NDArray[np.int32]
+    """[M + 1]: vocabulary ids; the last is `IGNORE_INDEX`."""
     places: NDArray[np.int32]
     """[n, T], `NOWHERE` behind the text."""
 
@@ -57,12 +55,12 @@ class ElmoExamples:
         return len(self.forward.places)
 
     def take(self, start: int, stop: int) -> Arrays:
-        """Characters int16 [n, T, C] and targets int32 [n, T] of each direction; and `begins`, where there is one."""
+        """Characters int16 [n, T, C] and labels int32 [n, T] of each direction; and `begins`, where there is one."""
         arrays: dict[str, NDArray[np.integer]] = {}
         for name, direction in (("forward", self.forward), ("backward", self.backward)):
             places = direction.places[start:stop]
             arrays[f"{name}_characters"] = self.characters[direction.inputs[places]]
-            arrays[f"{name}_targets"] = direction.targets[places]
+            arrays[f"{name}_targets"] = direction.labels[places]  # the name is part of the data digest
         return arrays if self.begins is None else arrays | {"begins": self.begins[start:stop]}
 
     def places(self, start: int, stop: int) -> Arrays:
@@ -119,12 +117,12 @@ class ElmoExampleMaker:
             characters=character_ids((*block.words, SENTENCE_BEGIN, SENTENCE_END), self._max_characters),
             forward=_Direction(
                 inputs=np.append(np.insert(block.tokens, starts, distinct), distinct).astype(np.int32),
-                targets=np.append(np.insert(ids, stops, self._tokenizer.sentence_end), IGNORED).astype(np.int32),
+                labels=np.append(np.insert(ids, stops, self._tokenizer.sentence_end), IGNORE_INDEX).astype(np.int32),
                 places=forward,
             ),
             backward=_Direction(
                 inputs=np.append(np.insert(block.tokens, stops, distinct + 1), distinct + 1).astype(np.int32),
-                targets=np.append(np.insert(ids, starts, self._tokenizer.sentence_begin), IGNORED).astype(np.int32),
+                labels=np.append(np.insert(ids, starts, self._tokenizer.sentence_begin), IGNORE_INDEX).astype(np.int32),
                 places=backward,
             ),
             begins=begins,
@@ -176,15 +174,15 @@ class ElmoExampleMaker:
 
     def counts(self, examples: Arrays) -> dict[str, int]:
         """Predictions of each direction; `tokens` are positions of text, which both directions read."""
-        forward = int((examples["forward_targets"] != IGNORED).sum())
-        backward = int((examples["backward_targets"] != IGNORED).sum())
+        forward = int((examples["forward_targets"] != IGNORE_INDEX).sum())
+        backward = int((examples["backward_targets"] != IGNORE_INDEX).sum())
         return {"forward": forward, "backward": backward, "tokens": forward}
 
     def collate(self, examples: Arrays) -> Batch:
         """Spells each distinct word of the batch once, for both directions.
 
         `characters` is int64 [distinct words, characters], trimmed without loss; `forward_index` and `backward_index`
-        are its rows, int64 [n, T]; `forward_targets` and `backward_targets` are vocabulary ids, int64 [n, T]; `begins`,
+        are its rows, int64 [n, T]; `forward_labels` and `backward_labels` are vocabulary ids, int64 [n, T]; `begins`,
         where there is one, is int64 [n].
         """
         spelled = np.stack([examples["forward_characters"], examples["backward_characters"]])
@@ -193,7 +191,8 @@ class ElmoExampleMaker:
         characters = trim_characters(distinct.view(np.int16).reshape(-1, rows.shape[1]), self._widest_filter)
         forward, backward = index.reshape(spelled.shape[:-1])
         arrays = {"characters": characters, "forward_index": forward, "backward_index": backward}
-        arrays |= {name: array for name, array in examples.items() if not name.endswith("_characters")}
+        arrays |= {f"{name}_labels": examples[f"{name}_targets"] for name in ("forward", "backward")}
+        arrays |= {"begins": examples["begins"]} if "begins" in examples else {}
         return {name: torch.from_numpy(array.astype(np.int64)) for name, array in arrays.items()}
 
 

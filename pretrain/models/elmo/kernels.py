@@ -20,95 +20,104 @@ def _tanh(x):
 
 
 @triton.jit
-def _advance(
-    gates, product, memory, kept, shown, read, after,
-    gates_stride, product_stride, memory_stride, buffer_stride, after_stride,
-    memory_row, cells, bound, HAS_PRODUCT: tl.constexpr, HAS_BOUND: tl.constexpr, BLOCK: tl.constexpr,
-):  # fmt: skip
-    direction, row = tl.program_id(2), tl.program_id(1)
-    cell = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
-    real = cell < cells
-    gate = gates + direction.to(tl.int64) * gates_stride + row * 4 * cells + cell
-    write = tl.load(gate, real).to(tl.float32)
-    candidate = tl.load(gate + cells, real).to(tl.float32)
-    forget = tl.load(gate + 2 * cells, real).to(tl.float32)
-    opened = tl.load(gate + 3 * cells, real).to(tl.float32)
-    if HAS_PRODUCT:
-        added = product + direction.to(tl.int64) * product_stride + row * 4 * cells + cell
-        write += tl.load(added, real).to(tl.float32)
-        candidate += tl.load(added + cells, real).to(tl.float32)
-        forget += tl.load(added + 2 * cells, real).to(tl.float32)
-        opened += tl.load(added + 3 * cells, real).to(tl.float32)
-    write, candidate, forget, opened = tl.sigmoid(write), _tanh(candidate), tl.sigmoid(forget), tl.sigmoid(opened)
-    tl.store(gate, write, real)
-    tl.store(gate + cells, candidate, real)
-    tl.store(gate + 2 * cells, forget, real)
-    tl.store(gate + 3 * cells, opened, real)
-    place = direction.to(tl.int64) * buffer_stride + row * cells + cell
-    last = tl.load(memory + direction.to(tl.int64) * memory_stride + row * memory_row + cell, real)
-    value = forget * last + write * candidate
-    tl.store(kept + place, value, real)
-    if HAS_BOUND:
-        value = tl.minimum(tl.maximum(value, -bound), bound)
-    tl.store(after + direction.to(tl.int64) * after_stride + row * cells + cell, value, real)
-    squashed = _tanh(value)
-    tl.store(shown + place, squashed, real)
-    tl.store(read + place, opened * squashed, real)
+def _clip(x, bound):
+    return tl.where(x > bound, bound, tl.where(x < -bound, -bound, x))  # minimum and maximum would take NaN for a bound
 
 
 @triton.jit
-def _retreat(
-    gates, gradient, before, kept, shown, read_gradient, memory_gradient,
-    gates_stride, gradient_stride, before_stride, buffer_stride, read_stride, memory_stride,
-    before_row, cells, bound, CLIP_BEFORE: tl.constexpr, HAS_BOUND: tl.constexpr, BLOCK: tl.constexpr,
+def _cell_forward(
+    gates, product, last_cell, cell_unclipped, tanh_cell, cell_output, new_cell,
+    gates_stride, product_stride, last_cell_stride, cells_stride, new_cell_stride,
+    last_cell_row_stride, cells, clip, HAS_PRODUCT: tl.constexpr, HAS_CLIP: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    direction, row = tl.program_id(2), tl.program_id(1)
-    cell = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
-    real = cell < cells
-    gate = gates + direction.to(tl.int64) * gates_stride + row * 4 * cells + cell
-    write, candidate = tl.load(gate, real), tl.load(gate + cells, real)
-    forget, opened = tl.load(gate + 2 * cells, real), tl.load(gate + 3 * cells, real)
-    place = direction.to(tl.int64) * buffer_stride + row * cells + cell
-    squashed, value = tl.load(shown + place, real), tl.load(kept + place, real)
-    last = tl.load(before + direction.to(tl.int64) * before_stride + row * before_row + cell, real)
-    if CLIP_BEFORE:
-        last = tl.minimum(tl.maximum(last, -bound), bound)
-    through = tl.load(read_gradient + direction.to(tl.int64) * read_stride + row * cells + cell, real).to(tl.float32)
-    carried = memory_gradient + direction.to(tl.int64) * memory_stride + row * cells + cell
-    flow = tl.load(carried, real) + through * opened * (1 - squashed * squashed)
-    if HAS_BOUND:
-        flow = tl.where(tl.abs(value) <= bound, flow, 0.0)
-    tl.store(carried, flow * forget, real)
-    out = gradient + direction.to(tl.int64) * gradient_stride + row * 4 * cells + cell
-    tl.store(out, flow * candidate * write * (1 - write), real)
-    tl.store(out + cells, flow * write * (1 - candidate * candidate), real)
-    tl.store(out + 2 * cells, flow * last * forget * (1 - forget), real)
-    tl.store(out + 3 * cells, through * squashed * opened * (1 - opened), real)
+    direction, row = tl.program_id(2).to(tl.int64), tl.program_id(1)
+    column = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    inside = column < cells
+    gates += direction * gates_stride + row * 4 * cells + column
+    input_gate = tl.load(gates, inside).to(tl.float32)
+    candidate = tl.load(gates + cells, inside).to(tl.float32)
+    forget_gate = tl.load(gates + 2 * cells, inside).to(tl.float32)
+    output_gate = tl.load(gates + 3 * cells, inside).to(tl.float32)
+    if HAS_PRODUCT:
+        product += direction * product_stride + row * 4 * cells + column
+        input_gate += tl.load(product, inside).to(tl.float32)
+        candidate += tl.load(product + cells, inside).to(tl.float32)
+        forget_gate += tl.load(product + 2 * cells, inside).to(tl.float32)
+        output_gate += tl.load(product + 3 * cells, inside).to(tl.float32)
+    input_gate, candidate = tl.sigmoid(input_gate), _tanh(candidate)
+    forget_gate, output_gate = tl.sigmoid(forget_gate), tl.sigmoid(output_gate)
+    tl.store(gates, input_gate, inside)
+    tl.store(gates + cells, candidate, inside)
+    tl.store(gates + 2 * cells, forget_gate, inside)
+    tl.store(gates + 3 * cells, output_gate, inside)
+    last = tl.load(last_cell + direction * last_cell_stride + row * last_cell_row_stride + column, inside)
+    cell = forget_gate * last + input_gate * candidate
+    offset = direction * cells_stride + row * cells + column
+    tl.store(cell_unclipped + offset, cell, inside)
+    if HAS_CLIP:
+        cell = _clip(cell, clip)
+    tl.store(new_cell + direction * new_cell_stride + row * cells + column, cell, inside)
+    tanh = _tanh(cell)
+    tl.store(tanh_cell + offset, tanh, inside)
+    tl.store(cell_output + offset, output_gate * tanh, inside)
 
 
-def advance(
-    gates: Tensor, product: Tensor | None, memory: Tensor, kept: Tensor, shown: Tensor, read: Tensor, bound: float
-) -> Tensor:
-    """As `pointwise.advance`."""
-    two, rows, cells = kept.shape
-    after = memory.new_empty(two, rows, cells)
-    _advance[triton.cdiv(cells, BLOCK), rows, two](
-        gates, gates if product is None else product, memory, kept, shown, read, after,
-        gates.stride(0), 0 if product is None else product.stride(0), memory.stride(0), kept.stride(0), after.stride(0),
-        memory.stride(1), cells, bound, HAS_PRODUCT=product is not None, HAS_BOUND=bound > 0, BLOCK=BLOCK,
+@triton.jit
+def _cell_backward(
+    gates, gates_gradient, last_cell, cell_unclipped, tanh_cell, cell_output_gradient, cell_gradient,
+    gates_stride, gates_gradient_stride, last_cell_stride, cells_stride, cell_output_stride, cell_gradient_stride,
+    last_cell_row_stride, cells, clip, CLIP_LAST: tl.constexpr, HAS_CLIP: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    direction, row = tl.program_id(2).to(tl.int64), tl.program_id(1)
+    column = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    inside = column < cells
+    gates += direction * gates_stride + row * 4 * cells + column
+    input_gate, candidate = tl.load(gates, inside), tl.load(gates + cells, inside)
+    forget_gate, output_gate = tl.load(gates + 2 * cells, inside), tl.load(gates + 3 * cells, inside)
+    offset = direction * cells_stride + row * cells + column
+    tanh, cell = tl.load(tanh_cell + offset, inside), tl.load(cell_unclipped + offset, inside)
+    last = tl.load(last_cell + direction * last_cell_stride + row * last_cell_row_stride + column, inside)
+    if CLIP_LAST:
+        last = _clip(last, clip)
+    cell_output_gradient += direction * cell_output_stride + row * cells + column
+    from_output = tl.load(cell_output_gradient, inside).to(tl.float32)
+    cell_gradient += direction * cell_gradient_stride + row * cells + column
+    gradient = tl.load(cell_gradient, inside) + from_output * output_gate * (1 - tanh * tanh)
+    if HAS_CLIP:
+        gradient = tl.where(tl.abs(cell) > clip, 0.0, gradient)  # of NaN it stays NaN
+    tl.store(cell_gradient, gradient * forget_gate, inside)
+    gates_gradient += direction * gates_gradient_stride + row * 4 * cells + column
+    tl.store(gates_gradient, gradient * candidate * input_gate * (1 - input_gate), inside)
+    tl.store(gates_gradient + cells, gradient * input_gate * (1 - candidate * candidate), inside)
+    tl.store(gates_gradient + 2 * cells, gradient * last * forget_gate * (1 - forget_gate), inside)
+    tl.store(gates_gradient + 3 * cells, from_output * tanh * output_gate * (1 - output_gate), inside)
+
+
+def cell_forward(
+    gates: Tensor, product: Tensor | None, last_cell: Tensor, cell_unclipped: Tensor, tanh_cell: Tensor,
+    cell_output: Tensor, clip: float,
+) -> Tensor:  # fmt: skip
+    """As `pointwise.cell_forward`."""
+    directions, rows, cells = cell_unclipped.shape
+    new_cell = last_cell.new_empty(directions, rows, cells)
+    _cell_forward[triton.cdiv(cells, BLOCK), rows, directions](
+        gates, gates if product is None else product, last_cell, cell_unclipped, tanh_cell, cell_output, new_cell,
+        gates.stride(0), 0 if product is None else product.stride(0), last_cell.stride(0), cell_unclipped.stride(0),
+        new_cell.stride(0), last_cell.stride(1), cells, clip,
+        HAS_PRODUCT=product is not None, HAS_CLIP=clip > 0, BLOCK=BLOCK,
     )  # fmt: skip
-    return after
+    return new_cell
 
 
-def retreat(
-    gates: Tensor, gradient: Tensor, before: Tensor, kept: Tensor, shown: Tensor, read_gradient: Tensor,
-    memory_gradient: Tensor, bound: float, *, clip_before: bool,
+def cell_backward(
+    gates: Tensor, gates_gradient: Tensor, last_cell: Tensor, cell_unclipped: Tensor, tanh_cell: Tensor,
+    cell_output_gradient: Tensor, cell_gradient: Tensor, clip: float, *, clip_last: bool,
 ) -> None:  # fmt: skip
-    """As `pointwise.retreat`."""
-    two, rows, cells = kept.shape
-    _retreat[triton.cdiv(cells, BLOCK), rows, two](
-        gates, gradient, before, kept, shown, read_gradient, memory_gradient,
-        gates.stride(0), gradient.stride(0), before.stride(0), kept.stride(0), read_gradient.stride(0),
-        memory_gradient.stride(0), before.stride(1), cells, bound,
-        CLIP_BEFORE=clip_before and bound > 0, HAS_BOUND=bound > 0, BLOCK=BLOCK,
+    """As `pointwise.cell_backward`."""
+    directions, rows, cells = cell_unclipped.shape
+    _cell_backward[triton.cdiv(cells, BLOCK), rows, directions](
+        gates, gates_gradient, last_cell, cell_unclipped, tanh_cell, cell_output_gradient, cell_gradient,
+        gates.stride(0), gates_gradient.stride(0), last_cell.stride(0), cell_unclipped.stride(0),
+        cell_output_gradient.stride(0), cell_gradient.stride(0), last_cell.stride(1), cells, clip,
+        CLIP_LAST=clip_last and clip > 0, HAS_CLIP=clip > 0, BLOCK=BLOCK,
     )  # fmt: skip

@@ -16,6 +16,15 @@ WORDS_AT_ONCE = 256
 """On CPU, words of similar length that are convolved together."""
 
 
+def lookup(ids: Tensor, table: Tensor) -> Tensor:
+    """Rows of a table [V, size], in its dtype: int [...] -> [..., size]. A row's gradients are summed in float32.
+
+    In bfloat16 a sum stops growing once it is 256 times its terms, and a frequent character or word has thousands.
+    """
+    accumulated = torch.promote_types(table.dtype, torch.float32)
+    return F.embedding(ids, table.to(accumulated)).to(table.dtype)
+
+
 class CharacterConvolution(nn.Module):
     """One width of filters, its maximum over positions, then the activation: [N, C, size] -> [N, filters].
 
@@ -72,7 +81,7 @@ class CharacterEmbedding(nn.Module):
         self.weight = nn.Parameter(torch.empty(NUM_CHARACTERS, size).uniform_(-1, 1))
 
     def forward(self, characters: Tensor) -> Tensor:
-        return F.embedding(characters, self.weight)
+        return lookup(characters, self.weight)
 
 
 class TokenEncoder(nn.Module):
@@ -108,8 +117,8 @@ class TokenEncoder(nn.Module):
         on the words and nothing may wait for them.
         """
         length = characters.shape[1]
-        places = torch.arange(1, length + 1).where(characters != WORD_PADDING, 0)
-        needed = (places.amax(dim=1) + self._widest_filter).clamp(max=length)
+        ends = torch.arange(1, length + 1).where(characters != WORD_PADDING, 0).amax(dim=1)
+        needed = (ends + self._widest_filter).clamp(max=length)
         order = needed.argsort(stable=True)
         groups = [
             self._convolve(characters[rows, : int(needed[rows[-1]])]) for rows in torch.split(order, WORDS_AT_ONCE)

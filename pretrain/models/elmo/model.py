@@ -4,13 +4,12 @@ Shapes: N distinct words, C characters of a word, B rows, T positions, P project
 """
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pretrain.config.models import ElmoConfig
 from pretrain.config.objectives import ElmoObjectiveConfig
 from pretrain.errors import ConfigError
-from pretrain.models.elmo.layers import TokenEncoder
+from pretrain.models.elmo.layers import TokenEncoder, lookup
 from pretrain.models.elmo.recurrence import LstmStack
 from pretrain.models.elmo.softmax import Softmax
 from pretrain.models.family import LayerVectors
@@ -19,7 +18,7 @@ from pretrain.models.family import LayerVectors
 class ElmoEncoder(nn.Module):
     """Contextual vectors of words from their characters (Peters et al. 2018, sections 3.1 and 3.2).
 
-    The carried state is one float32 tensor [rows, state_size]: of each direction, layer by layer, output and memory.
+    The carried state is one float32 tensor [rows, state_size]: of each direction, layer by layer, output and cell.
     """
 
     def __init__(self, config: ElmoConfig) -> None:
@@ -40,7 +39,7 @@ class ElmoEncoder(nn.Module):
         """
         words = self.token_encoder(characters)
         index = torch.stack([forward_index.T, backward_index.T])
-        layers, state = self.run(F.embedding(index, words), carried)
+        layers, state = self.run(lookup(index, words), carried)
         forward, backward = self.dropout(layers[-1]).transpose(1, 2)
         return forward, backward, state.detach()
 
@@ -57,8 +56,8 @@ class ElmoEncoder(nn.Module):
         # each row's own reversal, its padding left in place; it is its own inverse
         reversal = torch.where(positions < lengths[:, None], lengths[:, None] - 1 - positions, positions)
         both = torch.stack([index.T, index.gather(1, reversal).T])
-        layers, state = self.run(F.embedding(both, words), carried, lengths)
-        tokens = F.embedding(index, words)
+        layers, state = self.run(lookup(both, words), carried, lengths)
+        tokens = lookup(index, words)
         in_order = reversal[:, :, None].expand(-1, -1, tokens.shape[2])
         pairs = [(tokens, tokens)]
         for layer in layers:

@@ -9,28 +9,29 @@ from torch import Tensor, nn
 
 from pretrain.config.objectives import ElmoObjectiveConfig
 from pretrain.errors import ConfigError, ExportError
-from pretrain.models.elmo.examples import IGNORED
 from pretrain.models.elmo.model import ElmoModel
 from pretrain.models.family import Tokenizer
-from pretrain.models.loss import Batch, LossTerm
+from pretrain.models.loss import IGNORE_INDEX, Batch, LossTerm
 
 DIRECTIONS = ("forward", "backward")
 
 
-def draw_candidates(rng: np.random.Generator, vocabulary_size: int, number: int) -> tuple[NDArray[np.int64], int]:
-    """Draws ids log-uniformly until `number` distinct ones are there; returns them, in that order, and all tries.
+def draw_candidates(
+    rng: np.random.Generator, vocabulary_size: int, num_candidates: int
+) -> tuple[NDArray[np.int64], int]:
+    """Distinct ids drawn log-uniformly, in the order drawn, and the number of tries they took, repeats included.
 
     P(id) = log((id + 2) / (id + 1)) / log(vocabulary_size + 1), so ids must be in the order of frequency.
     """
     drawn = np.empty(0, np.int64)
     while True:
         # twice as many each time: near the whole vocabulary most draws are repeats
-        uniform = rng.random(max(3 * number, len(drawn)))
+        uniform = rng.random(max(3 * num_candidates, len(drawn)))
         ids = np.exp(uniform * np.log(vocabulary_size + 1)).astype(np.int64) - 1
         drawn = np.concatenate([drawn, ids.clip(0, vocabulary_size - 1)])
-        first = np.sort(np.unique(drawn, return_index=True)[1])[:number]
-        if len(first) == number:
-            return drawn[first], int(first[-1]) + 1
+        first_seen = np.sort(np.unique(drawn, return_index=True)[1])[:num_candidates]
+        if len(first_seen) == num_candidates:
+            return drawn[first_seen], int(first_seen[-1]) + 1
 
 
 class ElmoObjective:
@@ -68,18 +69,20 @@ class ElmoObjective:
             )
         if carried is not None and "begins" in batch:
             carried = carried.masked_fill(batch["begins"][:, None] == 1, 0.0)
-        *tops, carried = model.encoder(batch["characters"], batch["forward_index"], batch["backward_index"], carried)
+        *hidden, carried = model.encoder(batch["characters"], batch["forward_index"], batch["backward_index"], carried)
         terms = {}
-        for number, (name, top) in enumerate(zip(DIRECTIONS, tops, strict=True)):
-            targets = batch[f"{name}_targets"].flatten()
+        for number, (direction, outputs) in enumerate(zip(DIRECTIONS, hidden, strict=True)):
+            labels = batch[f"{direction}_labels"].flatten()
             candidates: Tensor | None = None
             num_tries = 0
             if self._sampled and model.training:
                 rng = np.random.default_rng([seed, number])
                 ids, num_tries = draw_candidates(rng, self._vocabulary_size, self._num_negatives)
                 candidates = torch.from_numpy(ids)
-                if targets.is_cuda:  # from pinned memory, else the host would wait for the device here
-                    candidates = candidates.pin_memory().to(targets.device, non_blocking=True)
-            losses = model.softmax(top.flatten(0, 1), targets, candidates, num_tries)
-            terms[name] = LossTerm(losses.sum(), (targets != IGNORED).sum(), weight=0.5, losses=losses.detach())
+                if labels.is_cuda:  # from pinned memory, else the host would wait for the device here
+                    candidates = candidates.pin_memory().to(labels.device, non_blocking=True)
+            losses = model.softmax(outputs.flatten(0, 1), labels, candidates, num_tries)
+            terms[direction] = LossTerm(
+                losses.sum(), (labels != IGNORE_INDEX).sum(), weight=0.5, losses=losses.detach()
+            )
         return terms, carried

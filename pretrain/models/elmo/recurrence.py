@@ -1,22 +1,27 @@
 """The LSTM with projection, both directions side by side, and its stack.
 
 Shapes: 2 directions, T positions, B rows, P projection_size, D cell_size. Parameters have the layout of the published
-datasets, one direction after the other. Arithmetic that decays in 16 bits (gates, the memory) is done in float32, also
-where parameters are bfloat16.
+datasets, one direction after the other. Gates and cells are computed in float32, also where parameters are bfloat16.
 """
 
 import math
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from pretrain.config.models import ElmoConfig
+from pretrain.models.elmo.buffers import BufferPool
 from pretrain.models.elmo.pointwise import choose_pointwise, clip_into, unclip_into
 
 Clips = tuple[float, float]
-"""Bounds on the memory and on the output; 0 means none."""
+"""cell_clip and projection_clip: bounds on the cell and on the output; 0 means none."""
+
+INFERENCE_BYTES = 2**25
+"""Size of the gates of the positions that are run together without gradients."""
+
+_pool = BufferPool()
 
 
 def reference_lstm(
@@ -30,31 +35,33 @@ def reference_lstm(
 ) -> tuple[Tensor, Tensor]:
     """The recurrence as its formulas say it (Sak et al. 2014, with ELMo's clips), its gradients autograd's.
 
-    inputs [2, T, B, P], state [2, B, P + D] (output, memory), weight [2, P + P, 4D], bias [2, 4D], projection [2, D, P]
+    inputs [2, T, B, P], state [2, B, P + D] (output, cell), weight [2, P + P, 4D], bias [2, 4D], projection [2, D, P]
     -> outputs [2, T, B, P] and the state after them. Rows of `weight` are those of the input, then of the last output;
     columns the input gate, the candidate, the forget gate, the output gate. The forget gate's bias of 1 is added here.
 
     With `lengths` (int [B]), a row's state stays as its last real position left it, and its outputs behind are 0.
     """
     input_weight, recurrent_weight = weight.chunk(2, dim=1)
-    drive = inputs.flatten(1, 2) @ input_weight  # the input's share of the gates, for all positions at once
-    drive = (drive.to(state.dtype) + bias.to(state.dtype)[:, None]).view(*inputs.shape[:3], -1)
-    output, memory = torch.split(state, [inputs.shape[3], projection.shape[1]], dim=2)
-    output = output.to(inputs.dtype)
+    input_projection = inputs.flatten(1, 2) @ input_weight  # for all positions at once
+    input_projection = (input_projection.to(state.dtype) + bias.to(state.dtype)[:, None]).view(*inputs.shape[:3], -1)
+    last_output, last_cell = torch.split(state, [inputs.shape[3], projection.shape[1]], dim=2)
+    last_output = last_output.to(inputs.dtype)
     outputs = []
-    for position, driven in enumerate(drive.unbind(1)):
-        write, candidate, forget, read = (driven + output @ recurrent_weight).chunk(4, dim=2)
-        kept = torch.sigmoid(forget + 1) * memory + torch.sigmoid(write) * torch.tanh(candidate)
-        kept = _clip(kept, clips[0])
-        shown = _clip((torch.sigmoid(read) * torch.tanh(kept)).to(inputs.dtype) @ projection, clips[1])
-        if lengths is None:
-            output, memory = shown, kept
-            outputs.append(shown)
-        else:
+    for position, from_input in enumerate(input_projection.unbind(1)):
+        gates = from_input + last_output @ recurrent_weight
+        input_gate, candidate, forget_gate, output_gate = gates.chunk(4, dim=2)
+        cell = torch.sigmoid(forget_gate + 1) * last_cell + torch.sigmoid(input_gate) * torch.tanh(candidate)
+        cell = _clip(cell, clips[0])
+        cell_output = torch.sigmoid(output_gate) * torch.tanh(cell)
+        output = _clip(cell_output.to(inputs.dtype) @ projection, clips[1])
+        if lengths is not None:
             real = (position < lengths)[:, None]
-            output, memory = torch.where(real, shown, output), torch.where(real, kept, memory)
-            outputs.append(shown * real)
-    return torch.stack(outputs, dim=1), torch.cat([output.to(state.dtype), memory], dim=2)
+            outputs.append(output * real)
+            output, cell = torch.where(real, output, last_output), torch.where(real, cell, last_cell)
+        else:
+            outputs.append(output)
+        last_output, last_cell = output, cell
+    return torch.stack(outputs, dim=1), torch.cat([last_output.to(state.dtype), last_cell], dim=2)
 
 
 def _clip(values: Tensor, bound: float) -> Tensor:
@@ -63,92 +70,105 @@ def _clip(values: Tensor, bound: float) -> Tensor:
 
 
 class FusedLstm(torch.autograd.Function):
-    """`reference_lstm` without `lengths`, its gradients by hand.
-
-    The loop holds what depends on the last position alone. Forward, the input's product is one matrix product before
-    it; backward, it only finds the gates' gradients, and those of weights and inputs are large products after it.
-    """
+    """`reference_lstm` without `lengths`, its gradients by hand."""
 
     @staticmethod
     def forward(
-        ctx: Any,
-        inputs: Tensor,
-        state: Tensor,
-        weight: Tensor,
-        bias: Tensor,
-        projection: Tensor,
-        clips: Clips,
-        keep: bool = True,
+        ctx: Any, inputs: Tensor, state: Tensor, weight: Tensor, bias: Tensor, projection: Tensor, clips: Clips
     ) -> tuple[Tensor, Tensor]:
-        """inputs [2, T, B, P], state [2, B, P + D] and parameters -> outputs [2, T, B, P], state [2, B, P + D].
-
-        Without `keep` there will be no backward pass, and the buffers are free at once.
-        """
-        two, positions, rows, size = inputs.shape
-        cells = projection.shape[1]
-        output, memory = torch.split(state, [size, cells], dim=2)
-        output = output.to(inputs.dtype)
-        bias = bias.to(state.dtype, copy=True)
-        bias[:, 2 * cells : 3 * cells] += 1
-        gates = _buffer(two, positions, rows, 4 * cells, like=state)
-        drive = gates.flatten(1, 2)
-        if state.dtype == inputs.dtype:
-            torch.baddbmm(bias[:, None], inputs.reshape(two, -1, size), weight[:, :size], out=drive)
-        else:
-            torch.add(bias[:, None], torch.bmm(inputs.reshape(two, -1, size), weight[:, :size]), out=drive)
-        pointwise = choose_pointwise(inputs.device)
-        # memories before clipping: at a bound, whether the gradient passes is decided by them
-        kept, shown = (_buffer(two, positions, rows, cells, like=state) for _ in range(2))
-        read = _buffer(two, positions, rows, cells, like=inputs)
-        said = inputs.new_empty(two, positions, rows, size)
-        outputs = torch.empty_like(said)
-        for t in range(positions):
-            product = _add_product(gates[:, t], output, weight[:, size:])
-            memory = pointwise.advance(gates[:, t], product, memory, kept[:, t], shown[:, t], read[:, t], clips[0])
-            torch.bmm(read[:, t], projection, out=said[:, t])
-            output = clip_into(said[:, t], clips[1], out=outputs[:, t])
-        after = torch.cat([output.to(state.dtype), memory], dim=2)
-        if keep:
-            ctx.save_for_backward(inputs, state, weight, projection, gates, kept, shown, read, said, outputs)
-            ctx.clips = clips
-        else:
-            _give_back(gates, kept, shown, read)
-        return outputs, after
+        """inputs [2, T, B, P], state [2, B, P + D] and parameters -> outputs [2, T, B, P], state [2, B, P + D]."""
+        outputs, projected, buffers = _run(inputs, state, weight, bias, projection, clips)
+        cell = clip_into(buffers.cell_unclipped[:, -1], clips[0])
+        ctx.save_for_backward(inputs, state, weight, projection, outputs, projected, *buffers)
+        ctx.clips = clips
+        return outputs, torch.cat([outputs[:, -1].to(state.dtype), cell], dim=2)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, outputs_gradient: Tensor, state_gradient: Tensor) -> tuple[Tensor | None, ...]:
-        """Gradients of `forward`'s tensors. Overwrites the gates, so that autograd refuses a second time."""
-        inputs, state, weight, projection, gates, kept, shown, read, said, outputs = ctx.saved_tensors
+        """Gradients of `forward`'s tensors. Overwrites the gates, so that autograd refuses a second time.
+
+        The loop only finds the gates' gradients; those of weights and inputs are large products after it.
+        """
+        inputs, state, weight, projection, outputs, projected, *buffers = ctx.saved_tensors
+        gates, cell_unclipped, tanh_cell, cell_output = buffers
         clips = ctx.clips
-        two, positions, _, size = inputs.shape
+        directions, positions, _, size = inputs.shape
         cells = projection.shape[1]
-        first_output, first_memory = torch.split(state, [size, cells], dim=2)
-        output_gradient, memory_gradient = (part.clone() for part in torch.split(state_gradient, [size, cells], dim=2))
-        said_gradient = torch.empty_like(said)
+        first_output, first_cell = torch.split(state, [size, cells], dim=2)
+        output_gradient, cell_gradient = (part.clone() for part in torch.split(state_gradient, [size, cells], dim=2))
+        projected_gradient = torch.empty_like(projected)
         gates_gradient = gates if gates.dtype == weight.dtype else torch.empty_like(gates, dtype=weight.dtype)
         pointwise = choose_pointwise(inputs.device)
         for t in reversed(range(positions)):
             output_gradient += outputs_gradient[:, t]
-            unclip_into(output_gradient, said[:, t], clips[1], out=said_gradient[:, t])
-            read_gradient = torch.bmm(said_gradient[:, t], projection.transpose(1, 2))
-            before = kept[:, t - 1] if t else first_memory
-            pointwise.retreat(
-                gates[:, t], gates_gradient[:, t], before, kept[:, t], shown[:, t], read_gradient, memory_gradient,
-                clips[0], clip_before=t > 0,
+            unclip_into(output_gradient, projected[:, t], clips[1], out=projected_gradient[:, t])
+            cell_output_gradient = torch.bmm(projected_gradient[:, t], projection.transpose(1, 2))
+            last_cell = cell_unclipped[:, t - 1] if t else first_cell
+            pointwise.cell_backward(
+                gates[:, t], gates_gradient[:, t], last_cell, cell_unclipped[:, t], tanh_cell[:, t],
+                cell_output_gradient, cell_gradient, clips[0], clip_last=t > 0,
             )  # fmt: skip
             output_gradient = torch.bmm(gates_gradient[:, t], weight[:, size:].transpose(1, 2)).to(state.dtype)
         gradient = gates_gradient.flatten(1, 2)
         weight_gradient = torch.empty_like(weight)
-        torch.bmm(inputs.reshape(two, -1, size).transpose(1, 2), gradient, out=weight_gradient[:, :size])
-        last = torch.cat([first_output[:, None].to(outputs.dtype), outputs[:, :-1]], dim=1).flatten(1, 2)
-        torch.bmm(last.transpose(1, 2), gradient, out=weight_gradient[:, size:])
+        torch.bmm(inputs.reshape(directions, -1, size).transpose(1, 2), gradient, out=weight_gradient[:, :size])
+        last_outputs = torch.cat([first_output[:, None].to(outputs.dtype), outputs[:, :-1]], dim=1).flatten(1, 2)
+        torch.bmm(last_outputs.transpose(1, 2), gradient, out=weight_gradient[:, size:])
         inputs_gradient = (gradient @ weight[:, :size].transpose(1, 2)).view_as(inputs)
-        projection_gradient = read.flatten(1, 2).transpose(1, 2) @ said_gradient.flatten(1, 2)
+        projection_gradient = cell_output.flatten(1, 2).transpose(1, 2) @ projected_gradient.flatten(1, 2)
         bias_gradient = gradient.sum(dim=1, dtype=state.dtype)
-        _give_back(gates, kept, shown, read)
-        carried = torch.cat([output_gradient, memory_gradient], dim=2)
-        return inputs_gradient, carried, weight_gradient, bias_gradient, projection_gradient, None, None
+        _pool.give_back(*buffers)
+        carried = torch.cat([output_gradient, cell_gradient], dim=2)
+        return inputs_gradient, carried, weight_gradient, bias_gradient, projection_gradient, None
+
+
+class _Buffers(NamedTuple):
+    """What the gradients of a window need, [2, T, B, D], the gates [2, T, B, 4D]."""
+
+    gates: Tensor
+    """Their activations."""
+    cell_unclipped: Tensor
+    """At a bound, these decide whether the gradient passes."""
+    tanh_cell: Tensor
+    """Of the clipped cell."""
+    cell_output: Tensor
+    """Output gate * tanh_cell, which is projected."""
+
+
+def _run(
+    inputs: Tensor, state: Tensor, weight: Tensor, bias: Tensor, projection: Tensor, clips: Clips
+) -> tuple[Tensor, Tensor, _Buffers]:
+    """Outputs [2, T, B, P], the same before their clip, and the buffers, from the pool and to be given back to it.
+
+    The loop holds what depends on the last position alone; the inputs' product is one matrix product before it.
+    """
+    directions, positions, rows, size = inputs.shape
+    cells = projection.shape[1]
+    output, cell = torch.split(state, [size, cells], dim=2)
+    output = output.to(inputs.dtype)
+    bias = bias.to(state.dtype, copy=True)
+    bias[:, 2 * cells : 3 * cells] += 1
+    gates = _pool.take(directions, positions, rows, 4 * cells, like=state)
+    input_projection = gates.flatten(1, 2)
+    if state.dtype == inputs.dtype:
+        torch.baddbmm(bias[:, None], inputs.reshape(directions, -1, size), weight[:, :size], out=input_projection)
+    else:
+        product = torch.bmm(inputs.reshape(directions, -1, size), weight[:, :size])
+        torch.add(bias[:, None], product, out=input_projection)
+    pointwise = choose_pointwise(inputs.device)
+    cell_unclipped, tanh_cell = (_pool.take(directions, positions, rows, cells, like=state) for _ in range(2))
+    cell_output = _pool.take(directions, positions, rows, cells, like=inputs)
+    projected = inputs.new_empty(directions, positions, rows, size)
+    outputs = torch.empty_like(projected)
+    for t in range(positions):
+        addend = _add_product(gates[:, t], output, weight[:, size:])
+        cell = pointwise.cell_forward(
+            gates[:, t], addend, cell, cell_unclipped[:, t], tanh_cell[:, t], cell_output[:, t], clips[0]
+        )
+        torch.bmm(cell_output[:, t], projection, out=projected[:, t])
+        output = clip_into(projected[:, t], clips[1], out=outputs[:, t])
+    return outputs, projected, _Buffers(gates, cell_unclipped, tanh_cell, cell_output)
 
 
 def _add_product(addend: Tensor, left: Tensor, right: Tensor) -> Tensor | None:
@@ -159,30 +179,47 @@ def _add_product(addend: Tensor, left: Tensor, right: Tensor) -> Tensor | None:
     return None
 
 
+@torch.no_grad()
+def inference_lstm(
+    inputs: Tensor,
+    state: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    projection: Tensor,
+    clips: Clips,
+    lengths: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """`reference_lstm` without gradients, in memory that T does not add to, beyond inputs and outputs.
+
+    It runs over chunks of time, each from the state that the last one left, and over the rows that reach them.
+    """
+    directions, positions, rows, _ = inputs.shape
+    ends = torch.full((rows,), positions) if lengths is None else lengths.cpu()
+    chunk_length = max(1, INFERENCE_BYTES // (directions * rows * bias.shape[1] * state.element_size()))
+    outputs, state = torch.zeros_like(inputs), state.clone()
+    for start in range(0, positions, chunk_length):
+        active = (ends > start).nonzero().flatten()
+        if not len(active):
+            break
+        chunk = inputs[:, start : start + chunk_length, active]
+        chunk_outputs, _, buffers = _run(chunk, state[:, active], weight, bias, projection, clips)
+        real = (ends[active] - start).clamp(max=chunk.shape[1])
+        last = real - 1, torch.arange(len(active))
+        cell = clip_into(buffers.cell_unclipped[:, *last], clips[0])
+        state[:, active] = torch.cat([chunk_outputs[:, *last].to(state.dtype), cell], dim=2)
+        behind = torch.arange(chunk.shape[1])[:, None] >= real
+        chunk_outputs.masked_fill_(behind[:, :, None].to(inputs.device), 0)
+        outputs[:, start : start + chunk_length, active] = chunk_outputs
+        _pool.give_back(*buffers)
+    return outputs, state
+
+
 def fused_lstm(
     inputs: Tensor, state: Tensor, weight: Tensor, bias: Tensor, projection: Tensor, clips: Clips
 ) -> tuple[Tensor, Tensor]:
-    """`FusedLstm`, with types, keeping what a backward pass needs where there can be one."""
-    keep = torch.is_grad_enabled()
-    result: tuple[Tensor, Tensor] = FusedLstm.apply(inputs, state, weight, bias, projection, clips, keep)  # type: ignore[no-untyped-call]
+    """`FusedLstm`, with types."""
+    result: tuple[Tensor, Tensor] = FusedLstm.apply(inputs, state, weight, bias, projection, clips)  # type: ignore[no-untyped-call]
     return result
-
-
-_spare: dict[tuple[Any, ...], list[Tensor]] = {}
-"""Buffers of CPU memory to use again. Above 32 MiB the C library takes memory from the system each time, and its pages
-are cleared when first touched: a tenth of the time of a step."""
-
-
-def _buffer(*shape: int, like: Tensor) -> Tensor:
-    """Memory for a tensor, as it comes; `_give_back` makes it free."""
-    spare = _spare.get((shape, like.dtype, like.device))
-    return spare.pop() if spare else like.new_empty(shape)
-
-
-def _give_back(*buffers: Tensor) -> None:
-    for buffer in buffers:
-        if buffer.device.type == "cpu":
-            _spare.setdefault((tuple(buffer.shape), buffer.dtype, buffer.device), []).append(buffer)
 
 
 class LstmLayer(nn.Module):
@@ -210,6 +247,8 @@ class LstmLayer(nn.Module):
         weight, bias, projection = (tensor.to(dtype) for tensor in (self.weight, self.bias, self.projection))
         inputs = inputs.to(dtype)
         with torch.autocast(kind, enabled=False):
+            if not torch.is_grad_enabled():
+                return inference_lstm(inputs, state, weight, bias, projection, self.clips, lengths)
             if lengths is not None:
                 return reference_lstm(inputs, state, weight, bias, projection, self.clips, lengths)
             return fused_lstm(inputs, state, weight, bias, projection, self.clips)

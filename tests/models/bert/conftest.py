@@ -7,13 +7,23 @@ import pytest
 import torch
 
 from pretrain.config.models import BertConfig, WordPieceConfig
+from pretrain.config.objectives import BertObjectiveConfig
 from pretrain.data.blocks import Block
 from pretrain.models.bert.model import BertModel
 from pretrain.models.bert.tokens import WordPieceTokenizer, learn_tokenizer
 
-TINY = BertConfig(
-    hidden_size=32, num_layers=2, num_heads=4, intermediate_size=64, max_positions=64, max_sequence_length=64
-)
+TINY = BertConfig(hidden_size=32, num_layers=2, num_heads=4, intermediate_size=64, max_positions=64)
+TINY_OBJECTIVE = BertObjectiveConfig(max_sequence_length=64)
+
+
+def tiny_configs(**options: object) -> tuple[BertConfig, BertObjectiveConfig]:
+    """The two configs of a small model, with some options of either changed."""
+    asked = {name: value for name, value in options.items() if name in BertObjectiveConfig.model_fields}
+    sizes = {name: value for name, value in options.items() if name not in asked}
+    return (
+        BertConfig.model_validate(TINY.model_dump() | sizes),
+        BertObjectiveConfig.model_validate(TINY_OBJECTIVE.model_dump() | asked),
+    )
 
 
 def make_sentences(count: int, seed: int = 0) -> list[str]:
@@ -38,7 +48,7 @@ def tokenizer(sentences: list[str]) -> WordPieceTokenizer:
 @pytest.fixture
 def model(tokenizer: WordPieceTokenizer) -> BertModel:
     torch.manual_seed(0)
-    return BertModel(TINY, tokenizer.vocabulary_size).eval()
+    return BertModel(TINY, TINY_OBJECTIVE, tokenizer.vocabulary_size).eval()
 
 
 @pytest.fixture(scope="session")

@@ -11,15 +11,17 @@ from pretrain.models.baselines import Baseline, UnavailableBaseline
 from pretrain.models.bert.baselines import COMPILED, NAME, build_baselines
 from pretrain.models.bert.model import BertModel
 from pretrain.models.bert.tokens import WordPieceTokenizer
+from pretrain.models.family import ModelFolder
 from pretrain.runtime.timing import OURS
-from tests.models.bert.conftest import TINY
+from tests.models.bert.conftest import tiny_configs
 from tests.tiny import tiny_config
 
 
 def test_what_transformers_is_asked_for(tokenizer: WordPieceTokenizer) -> None:
     """Attention by PyTorch's kernels, and our dropouts."""
-    config = TINY.model_copy(update={"dropout": 0.2, "attention_dropout": 0.0})
-    (baseline,) = build_baselines(BertModel(config, tokenizer.vocabulary_size), tokenizer, compiled=False)
+    config, objective = tiny_configs(dropout=0.2, attention_dropout=0.0)
+    ours = BertModel(config, objective, tokenizer.vocabulary_size)
+    (baseline,) = build_baselines(ModelFolder(ours, tokenizer, config, objective), compiled=False)
     assert isinstance(baseline, Baseline) and baseline.name == NAME
     theirs = baseline.model.config
     assert theirs._attn_implementation == "sdpa"  # type: ignore[union-attr]
@@ -28,7 +30,7 @@ def test_what_transformers_is_asked_for(tokenizer: WordPieceTokenizer) -> None:
 
 def test_without_a_compiler(model: BertModel, tokenizer: WordPieceTokenizer, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CXX", "no-such-compiler")
-    present, unavailable = build_baselines(model, tokenizer, compiled=True)
+    present, unavailable = build_baselines(ModelFolder(model, tokenizer, model.config, model.objective), compiled=True)
     assert isinstance(present, Baseline)
     assert unavailable == UnavailableBaseline(COMPILED, "there is no C++ compiler no-such-compiler; CXX names another")
 

@@ -9,12 +9,13 @@ from numpy.typing import NDArray
 
 from pretrain.config.data import DataConfig
 from pretrain.config.models import BertConfig
+from pretrain.config.objectives import BertObjectiveConfig
 from pretrain.data.blocks import Arrays, Block
 from pretrain.data.prepare import prepare_temporarily
-from pretrain.models.bert.examples import BertExamples, build_examples
+from pretrain.models.bert.examples import BertExampleMaker, build_examples
 from pretrain.models.bert.pairs import NEXT, RANDOM
-from pretrain.models.bert.sequences import IGNORED
 from pretrain.models.bert.tokens import WordPieceTokenizer, load_tokenizer
+from pretrain.models.loss import IGNORE_INDEX
 
 MakeBlock = Callable[[list[int], list[int]], Block]
 LENGTH = 64
@@ -22,18 +23,18 @@ OBJECTIVES = [True, False]
 """With and without next-sentence prediction."""
 
 
-def config(**options: object) -> BertConfig:
-    return BertConfig.model_validate({"max_sequence_length": LENGTH, "packing": True} | options)
+def config(**options: object) -> BertObjectiveConfig:
+    return BertObjectiveConfig.model_validate({"max_sequence_length": LENGTH, "packing": True} | options)
 
 
 @pytest.fixture(scope="module")
-def maker(tokenizer: WordPieceTokenizer) -> BertExamples:
-    return build_examples(config(packing=False), tokenizer, 1)
+def maker(tokenizer: WordPieceTokenizer) -> BertExampleMaker:
+    return build_examples(BertConfig(), config(packing=False), tokenizer, 1)
 
 
 @pytest.fixture(scope="module")
-def packer(tokenizer: WordPieceTokenizer) -> BertExamples:
-    return build_examples(config(pack_length=3 * LENGTH), tokenizer, 1)
+def packer(tokenizer: WordPieceTokenizer) -> BertExampleMaker:
+    return build_examples(BertConfig(), config(pack_length=3 * LENGTH), tokenizer, 1)
 
 
 @pytest.fixture(scope="module")
@@ -42,7 +43,7 @@ def block(make_block: MakeBlock) -> Block:
     return make_block([50] * 40, [i // 2 for i in range(40)])
 
 
-def read(maker: BertExamples, block: Block, seeds: range) -> Arrays:
+def read(maker: BertExampleMaker, block: Block, seeds: range) -> Arrays:
     """The examples of several readings of the block."""
     readings = [maker.make(block, np.random.default_rng(seed)) for seed in seeds]
     taken = [reading.take(0, len(reading)) for reading in readings]
@@ -50,12 +51,12 @@ def read(maker: BertExamples, block: Block, seeds: range) -> Arrays:
 
 
 @pytest.fixture(scope="module")
-def rows(maker: BertExamples, block: Block) -> Arrays:
+def rows(maker: BertExampleMaker, block: Block) -> Arrays:
     return read(maker, block, range(20))
 
 
 @pytest.fixture(scope="module")
-def packs(packer: BertExamples, block: Block) -> Arrays:
+def packs(packer: BertExampleMaker, block: Block) -> Arrays:
     return read(packer, block, range(20))
 
 
@@ -89,21 +90,21 @@ def test_special_tokens_of_pairs_stand_where_they_should(rows: Arrays, tokenizer
     assert ((ids == tokenizer.sep_id).sum(axis=1) == 2).all()
     assert (ids[np.arange(len(ids)), lengths - 1] == tokenizer.sep_id).all()
     first_sep = (ids == tokenizer.sep_id).argmax(axis=1)
-    place = np.arange(LENGTH)
-    second = (place > first_sep[:, None]) & (place < lengths[:, None])
+    position = np.arange(LENGTH)
+    second = (position > first_sep[:, None]) & (position < lengths[:, None])
     np.testing.assert_array_equal(segments, second)
     assert (second.sum(axis=1) > 1).all() and (first_sep > 1).all(), "no segment is empty"
-    np.testing.assert_array_equal(ids == tokenizer.padding_id, place >= lengths[:, None])
+    np.testing.assert_array_equal(ids == tokenizer.padding_id, position >= lengths[:, None])
     special = np.isin(ids, [tokenizer.padding_id, tokenizer.cls_id, tokenizer.sep_id])
-    assert (rows["labels"][special] == IGNORED).all()
+    assert (rows["labels"][special] == IGNORE_INDEX).all()
 
 
 def test_masked_counts_are_exact(rows: Arrays) -> None:
     expected = [min(max(1, round(length * 0.15)), length - 3) for length in rows["lengths"].tolist()]
-    np.testing.assert_array_equal((rows["labels"] != IGNORED).sum(axis=1), expected)
+    np.testing.assert_array_equal((rows["labels"] != IGNORE_INDEX).sum(axis=1), expected)
 
 
-def test_share_of_random_segments(rows: Arrays, maker: BertExamples) -> None:
+def test_share_of_random_segments(rows: Arrays, maker: BertExampleMaker) -> None:
     # Half of the chunks of several sentences, and all of one: the original's 56 to 59 per cent on other text.
     share = (rows["is_next"] == RANDOM).mean()
     assert 0.5 < share < 0.65
@@ -113,19 +114,19 @@ def test_share_of_random_segments(rows: Arrays, maker: BertExamples) -> None:
 
 
 def unpack(packs: Arrays) -> list[tuple[list[int], list[int], list[tuple[int, int]], int]]:
-    """The sequences of packs: ids, segments, (place, label) of what is predicted, and class; in no order."""
+    """The sequences of packs: ids, segments, (position, label) of what is predicted, and class; in no order."""
     found = []
     for row in range(len(packs["input_ids"])):
-        real = packs["labels"][row] != IGNORED
+        real = packs["labels"][row] != IGNORE_INDEX
         masked = list(zip(packs["masked_positions"][row][real], packs["labels"][row][real], strict=True))
         start = 0
-        classes = packs["is_next"][row] if "is_next" in packs else np.full(packs["lengths"].shape[1], IGNORED)
-        assert ((classes != IGNORED) <= (packs["lengths"][row] > 0)).all()
+        classes = packs["is_next"][row] if "is_next" in packs else np.full(packs["lengths"].shape[1], IGNORE_INDEX)
+        assert ((classes != IGNORE_INDEX) <= (packs["lengths"][row] > 0)).all()
         for length, is_next in zip(packs["lengths"][row].tolist(), classes.tolist(), strict=True):
             if length:
-                place = slice(start, start + length)
+                tokens = slice(start, start + length)
                 inside = [(int(p) - start, int(label)) for p, label in masked if start <= p < start + length]
-                ids, segments = packs["input_ids"][row, place], packs["segment_ids"][row, place]
+                ids, segments = packs["input_ids"][row, tokens], packs["segment_ids"][row, tokens]
                 found.append((ids.tolist(), segments.tolist(), inside, is_next))
                 start += length
         assert sum(len(sequence[2]) for sequence in found) or not len(masked)
@@ -136,9 +137,9 @@ def sequences_of(rows: Arrays) -> list[tuple[list[int], list[int], list[tuple[in
     """The same of rows."""
     found = []
     for row, length in enumerate(rows["lengths"].tolist()):
-        places = np.flatnonzero(rows["labels"][row] != IGNORED)
-        masked = [(int(place), int(rows["labels"][row, place])) for place in places]
-        is_next = int(rows["is_next"][row]) if "is_next" in rows else IGNORED
+        positions = np.flatnonzero(rows["labels"][row] != IGNORE_INDEX)
+        masked = [(int(position), int(rows["labels"][row, position])) for position in positions]
+        is_next = int(rows["is_next"][row]) if "is_next" in rows else IGNORE_INDEX
         ids, segments = rows["input_ids"][row, :length], rows["segment_ids"][row, :length]
         found.append((ids.tolist(), segments.tolist(), masked, is_next))
     return found
@@ -150,12 +151,12 @@ def test_packs_hold_the_sequences_of_rows(
     next_sentence: bool, whole_words: bool, block: Block, tokenizer: WordPieceTokenizer
 ) -> None:
     options = {"next_sentence": next_sentence, "whole_word_masking": whole_words}
-    both = [build_examples(config(packing=packing, **options), tokenizer, 1) for packing in (False, True)]
+    both = [build_examples(BertConfig(), config(packing=packing, **options), tokenizer, 1) for packing in (False, True)]
     rows, packs = (read(maker, block, range(1)) for maker in both)
     assert ("is_next" in rows) == ("is_next" in packs) == next_sentence
     assert sorted(unpack(packs)) == sorted(sequences_of(rows))
     counts = [maker.counts(arrays) for maker, arrays in zip(both, (rows, packs), strict=True)]
-    assert counts[0].pop("places") > 1.02 * counts[1].pop("places")
+    assert counts[0].pop("token_slots") > 1.02 * counts[1].pop("token_slots")
     assert counts[0] == counts[1]
     assert ("nsp" in counts[0]) == next_sentence
 
@@ -169,9 +170,9 @@ def test_what_a_pack_does_not_use_is_padding(packs: Arrays, tokenizer: WordPiece
 
 
 def test_full_sentences_fill_their_packs(tokenizer: WordPieceTokenizer, make_block: MakeBlock) -> None:
-    maker = build_examples(config(next_sentence=False), tokenizer, 1)
+    maker = build_examples(BertConfig(), config(next_sentence=False), tokenizer, 1)
     counts = maker.counts(read(maker, make_block([200] * 10, list(range(10))), range(4)))
-    assert counts["tokens"] / counts["places"] > 0.95
+    assert counts["tokens"] / counts["token_slots"] > 0.95
     assert maker.make(make_block([20] * 4, [0] * 4), np.random.default_rng(0)).arrays["input_ids"].shape[1] == 8 * 64
 
 
@@ -179,7 +180,7 @@ def test_full_sentences_fill_their_packs(tokenizer: WordPieceTokenizer, make_blo
 def test_a_block_without_pairs_has_no_examples(
     packing: bool, tokenizer: WordPieceTokenizer, make_block: MakeBlock
 ) -> None:
-    maker = build_examples(config(packing=packing), tokenizer, 1)
+    maker = build_examples(BertConfig(), config(packing=packing), tokenizer, 1)
     examples = maker.make(make_block([1], [0]), np.random.default_rng(0))
     assert len(examples) == 0
     assert set(maker.counts(examples.take(0, 0)).values()) == {0}
@@ -187,7 +188,7 @@ def test_a_block_without_pairs_has_no_examples(
 
 @pytest.mark.parametrize("kind", ["maker", "packer"])
 def test_the_same_generator_gives_identical_arrays(kind: str, block: Block, request: pytest.FixtureRequest) -> None:
-    maker: BertExamples = request.getfixturevalue(kind)
+    maker: BertExampleMaker = request.getfixturevalue(kind)
     first, again, other = (maker.make(block, np.random.default_rng(seed), pad=seed == 1) for seed in (0, 0, 1))
     for name, array in first.take(0, len(first)).items():
         np.testing.assert_array_equal(array, again.take(0, len(again))[name])
@@ -196,7 +197,7 @@ def test_the_same_generator_gives_identical_arrays(kind: str, block: Block, requ
 
 @pytest.mark.parametrize("kind", ["maker", "packer"])
 def test_examples_are_shuffled(kind: str, block: Block, request: pytest.FixtureRequest) -> None:
-    maker: BertExamples = request.getfixturevalue(kind)
+    maker: BertExampleMaker = request.getfixturevalue(kind)
     examples = maker.make(block, np.random.default_rng(0))
     taken = examples.take(0, len(examples))
     if kind == "packer":
@@ -206,20 +207,20 @@ def test_examples_are_shuffled(kind: str, block: Block, request: pytest.FixtureR
     else:
         sequences = sequences_of(taken)
     text = block.tokens.astype("<i4").tobytes()
-    places = []
+    positions = []
     for ids, _, masked, _ in sequences:
-        for place, label in masked:
-            ids[place] = label
-        places.append(text.find(np.array(ids[1:4], dtype="<i4").tobytes()))
-    assert abs(np.corrcoef(places, np.arange(len(places)))[0, 1]) < 0.2
-    assert abs(np.corrcoef(places[:-1], places[1:])[0, 1]) < 0.2
+        for position, label in masked:
+            ids[position] = label
+        positions.append(text.find(np.array(ids[1:4], dtype="<i4").tobytes()))
+    assert abs(np.corrcoef(positions, np.arange(len(positions)))[0, 1]) < 0.2
+    assert abs(np.corrcoef(positions[:-1], positions[1:])[0, 1]) < 0.2
 
 
-def test_a_batch_of_rows(maker: BertExamples, block: Block) -> None:
+def test_a_batch_of_rows(maker: BertExampleMaker, block: Block) -> None:
     taken = maker.make(block, np.random.default_rng(0)).take(3, 11)
     batch, counts = maker.collate(taken), maker.counts(taken)
     assert counts["mlm"] == len(batch["masked_labels"]) and counts["nsp"] == len(batch["is_next"]) == 8
-    assert counts["tokens"] == int(batch["attention_mask"].sum()) and counts["places"] == 8 * LENGTH
+    assert counts["tokens"] == int(batch["attention_mask"].sum()) and counts["token_slots"] == 8 * LENGTH
     mask = batch["attention_mask"]
     assert counts["sequences"] == 8 and counts["attended"] == int((mask[:, :, None] * mask[:, None, :]).sum())
     length = batch["input_ids"].shape[1]
@@ -231,7 +232,7 @@ def test_a_batch_of_rows(maker: BertExamples, block: Block) -> None:
     assert all(tensor.dtype.is_signed and not tensor.is_floating_point() for tensor in batch.values())
 
 
-def test_batches_of_rows_are_no_longer_than_they_need_to_be(maker: BertExamples, block: Block) -> None:
+def test_batches_of_rows_are_no_longer_than_they_need_to_be(maker: BertExampleMaker, block: Block) -> None:
     examples = maker.make(block, np.random.default_rng(0))
     everything = examples.take(0, len(examples))
     shortest = int(everything["lengths"].argmin())
@@ -239,7 +240,7 @@ def test_batches_of_rows_are_no_longer_than_they_need_to_be(maker: BertExamples,
     assert maker.collate(examples.take(shortest, shortest + 1))["input_ids"].shape == (1, -(-length // 8) * 8)
 
 
-def test_a_batch_of_packs(packer: BertExamples, packs: Arrays) -> None:
+def test_a_batch_of_packs(packer: BertExampleMaker, packs: Arrays) -> None:
     taken = {name: array[-5:] for name, array in packs.items()}
     batch, counts = packer.collate(taken), packer.counts(taken)
     length = 3 * LENGTH
@@ -251,11 +252,11 @@ def test_a_batch_of_packs(packer: BertExamples, packs: Arrays) -> None:
         "is_next": (5 * 12,),
     }
     assert counts == {
-        "mlm": int((batch["masked_labels"] != IGNORED).sum()),
+        "mlm": int((batch["masked_labels"] != IGNORE_INDEX).sum()),
         "nsp": int((batch["sequence_lengths"] > 0).sum()),
         "nsp.random": int((batch["is_next"] == RANDOM).sum()),
         "tokens": int(batch["attention_mask"].sum()),
-        "places": 5 * length,
+        "token_slots": 5 * length,
         "sequences": int((batch["sequence_lengths"] > 0).sum()),
         "attended": sum(n * n for n in batch["sequence_lengths"].flatten().tolist()),
     }
@@ -264,7 +265,7 @@ def test_a_batch_of_packs(packer: BertExamples, packs: Arrays) -> None:
         np.testing.assert_array_equal(batch["positions"][row, : len(expected)], expected)
         assert batch["attention_mask"][row].tolist() == [1] * len(expected) + [0] * (length - len(expected))
         assert not batch["positions"][row, len(expected) :].any()
-    real = batch["masked_labels"] != IGNORED
+    real = batch["masked_labels"] != IGNORE_INDEX
     positions = batch["masked_positions"]
     assert batch["attention_mask"].flatten()[positions[real]].all()
     assert ((positions >= 0) & (positions < 5 * length)).all()
@@ -292,6 +293,6 @@ def test_books_fill_their_packs(
 ) -> None:
     tokenizer = load_tokenizer(shared_data("bert/vocab.txt").parent)
     assert tokenizer is not None
-    maker = build_examples(BertConfig.model_validate({"packing": True} | options), tokenizer, 1)
+    maker = build_examples(BertConfig(), BertObjectiveConfig.model_validate({"packing": True} | options), tokenizer, 1)
     counts = [maker.counts(read(maker, block, range(3 * n, 3 * n + 3))) for n, block in enumerate(gutenberg)]
-    assert sum(c["tokens"] for c in counts) / sum(c["places"] for c in counts) > least
+    assert sum(c["tokens"] for c in counts) / sum(c["token_slots"] for c in counts) > least

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from pretrain.config.models import BertConfig
+from pretrain.config.objectives import BertObjectiveConfig
 from pretrain.data.blocks import Block
 from pretrain.models.bert.masking import Masked, Masking, choose, choose_words, shuffle_within
 from pretrain.models.bert.sentences import fill_sentences
@@ -23,7 +23,7 @@ def sequences(make_block: MakeBlock, tokenizer: WordPieceTokenizer) -> Sequences
 
 
 def mask(sequences: Sequences, tokenizer: WordPieceTokenizer, seed: int = 0, **options: object) -> Masked:
-    return Masking(BertConfig.model_validate(options), tokenizer).mask(sequences, np.random.default_rng(seed))
+    return Masking(BertObjectiveConfig.model_validate(options), tokenizer).mask(sequences, np.random.default_rng(seed))
 
 
 def owners_of(sequences: Sequences, positions: NDArray[np.int64]) -> NDArray[np.int64]:

@@ -11,14 +11,15 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from pretrain.config.models import BertConfig
+from pretrain.config.objectives import BertObjectiveConfig
 from pretrain.models.bert import FAMILY
 from pretrain.models.bert.export import published_name, read
 from pretrain.models.bert.model import BertModel, encode, no_decay
 from pretrain.models.bert.pairs import NEXT, RANDOM
-from pretrain.models.bert.sequences import IGNORED
 from pretrain.models.bert.tokens import WordPieceTokenizer
 from pretrain.models.family import Pieces
-from pretrain.models.loss import LossTerm
+from pretrain.models.loss import IGNORE_INDEX, LossTerm
+from tests.models.bert.conftest import tiny_configs
 
 FIXTURE = "bert/hf_tiny_bert_pretraining_gelu.safetensors"
 
@@ -41,7 +42,7 @@ def reference(
 
 def batch_of(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     labels = tensors["in.labels"].flatten()
-    masked = (labels != IGNORED).nonzero()[:, 0]
+    masked = (labels != IGNORE_INDEX).nonzero()[:, 0]
     return {
         "input_ids": tensors["in.input_ids"],
         "segment_ids": tensors["in.token_type_ids"],
@@ -53,7 +54,7 @@ def batch_of(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def losses(model: BertModel, batch: dict[str, Tensor]) -> dict[str, LossTerm]:
-    objective = FAMILY.build_objective(model.config, None)  # type: ignore[arg-type]
+    objective = FAMILY.training.build_objective(model.objective, None)  # type: ignore[arg-type]
     terms, carried = objective(model, batch, None, seed=0)
     assert carried is None
     return terms
@@ -156,13 +157,13 @@ def test_correct_predictions_are_counted(training: bool, model: BertModel) -> No
         "attention_mask": torch.ones_like(ids),
         "masked_positions": torch.arange(1, 96, 7),
     }
-    model = BertModel(BertConfig.model_validate(model.config.model_dump() | {"dropout": 0}), 200).train(training)
+    model = BertModel(*tiny_configs(dropout=0), 200).train(training)
     predictions = model(**inputs)
     best = predictions.words.argmax(1)
     labels = torch.where(torch.arange(len(best)) % 3 == 0, best, best + 1)
-    labels[3:5] = IGNORED
+    labels[3:5] = IGNORE_INDEX
     is_next = predictions.next_sentence.argmax(1)
-    is_next[0], is_next[1] = 1 - is_next[0], IGNORED
+    is_next[0], is_next[1] = 1 - is_next[0], IGNORE_INDEX
     terms = losses(model, {**inputs, "masked_labels": labels, "is_next": is_next})
     assert terms["nsp"].count == 5 and terms["nsp"].correct == 4
     assert terms["nsp"].classes is not None
@@ -209,10 +210,32 @@ def test_first_loss_is_that_of_a_guess(model: BertModel) -> None:
     assert (terms["nsp"].total / terms["nsp"].count).item() == pytest.approx(math.log(2), abs=0.05)
 
 
+@pytest.mark.parametrize("table", ["words", "positions", "segments"])
+def test_gradients_of_16_bit_lookups_are_added_up_in_float32(table: str, model: BertModel) -> None:
+    """As under ZeRO, where parameters are bf16: a row that is looked up thousands of times is rounded once."""
+    lookup = model.bfloat16().encoder.embeddings.get_submodule(table)
+    ids = torch.zeros(4, 1024, dtype=torch.int64)
+    ids[:, ::8] = 1
+    upstream = 1 + torch.rand(4, 1024, 32, generator=torch.Generator().manual_seed(0))
+    vectors = lookup(ids)
+    torch.testing.assert_close(vectors.float(), lookup.weight.float()[ids], rtol=0, atol=0)
+    (gradient,) = torch.autograd.grad(vectors, lookup.weight, upstream.to(vectors.dtype))
+    assert gradient.dtype == torch.bfloat16
+    expected = torch.zeros(gradient.shape, dtype=torch.float64)
+    expected.index_add_(0, ids.flatten(), upstream.double().flatten(0, 1))
+    torch.testing.assert_close(gradient.double(), expected, rtol=2**-8, atol=0)
+
+
+def test_a_16_bit_encoder_computes_in_16_bits(model: BertModel) -> None:
+    ids = torch.randint(5, 200, (2, 16), generator=torch.Generator().manual_seed(0))
+    vectors = model.bfloat16().encoder(ids, torch.zeros_like(ids), torch.ones_like(ids))
+    assert {layer.dtype for layer in vectors.layers} == {torch.bfloat16}
+
+
 def test_initialisation() -> None:
     torch.manual_seed(0)
     config = BertConfig(hidden_size=128, num_layers=2, num_heads=2, intermediate_size=256)
-    model = BertModel(config, 3000)
+    model = BertModel(config, BertObjectiveConfig(), 3000)
     for name, parameter in model.named_parameters():
         if parameter.ndim == 2:
             assert parameter.abs().max() <= 0.04, name
@@ -227,9 +250,9 @@ def test_initialisation() -> None:
 def test_parameters_are_as_many_as_planned_and_tied(model: BertModel) -> None:
     # 200 words in 256 rows, each of them with a bias
     padding = 56 * (model.config.hidden_size + 1)
-    assert sum(p.numel() for p in model.parameters()) == model.config.parameters(model.vocabulary_size) + padding
+    assert sum(p.numel() for p in model.parameters()) == model.objective.parameters(model.config, 200) + padding
     assert model.masked_words.decoder.weight is model.encoder.embeddings.words.weight
-    assert BertConfig().parameters(30522) == pytest.approx(110e6, rel=0.01)
+    assert BertObjectiveConfig().parameters(BertConfig(), 30522) == pytest.approx(110e6, rel=0.01)
 
 
 def test_rows_without_a_word_are_never_predicted_and_stay_0(model: BertModel) -> None:
@@ -251,7 +274,7 @@ def test_rows_without_a_word_are_never_predicted_and_stay_0(model: BertModel) ->
 def test_dropout_of_attention_is_that_of_hidden_states_or_its_own() -> None:
     assert BertConfig(dropout=0.2).dropout_of_attention == 0.2
     config = BertConfig(dropout=0.2, attention_dropout=0.0, hidden_size=32, num_heads=2, num_layers=1)
-    model = BertModel(config, 100)
+    model = BertModel(config, BertObjectiveConfig(), 100)
     assert [model.encoder.layers[0].attention.dropout, model.encoder.layers[0].dropout.probability] == [0.0, 0.2]
 
 
@@ -300,4 +323,4 @@ def test_checkpoint_folder_of_the_fixture_has_its_config(
     published = json.loads(metadata["config"])
     assert model.config.num_heads == published["num_attention_heads"]
     assert model.config.dropout == 0
-    assert model.config.max_sequence_length == model.config.max_positions == 64
+    assert model.objective.max_sequence_length == model.config.max_positions == 64

@@ -11,11 +11,12 @@ import pytest
 from numpy.typing import NDArray
 
 from pretrain.config.models import BertConfig
+from pretrain.config.objectives import BertObjectiveConfig
 from pretrain.data.blocks import Arrays, Block
 from pretrain.models.bert.examples import build_examples
 from pretrain.models.bert.pairs import RANDOM
-from pretrain.models.bert.sequences import IGNORED
 from pretrain.models.bert.tokens import WordPieceTokenizer, load_tokenizer
+from pretrain.models.loss import IGNORE_INDEX
 from tests.models.bert.original import Document, Original
 
 SharedData = Callable[[str], Path]
@@ -129,13 +130,13 @@ def our_readings(
         document_starts=np.cumsum([0, *map(len, documents)], dtype=np.int64),
         document_numbers=np.arange(len(documents)),
     )
-    config = BertConfig(max_sequence_length=128, whole_word_masking=whole_words, packing=False)
-    maker = build_examples(config, tokenizer, 1)
+    config = BertObjectiveConfig(max_sequence_length=128, whole_word_masking=whole_words, packing=False)
+    maker = build_examples(BertConfig(), config, tokenizer, 1)
     rows = []
     for seed in range(readings):
         examples = maker.make(block, np.random.default_rng(seed))
         taken: Arrays = examples.take(0, len(examples))
-        masked = taken["labels"] != IGNORED
+        masked = taken["labels"] != IGNORE_INDEX
         ids, labels = taken["input_ids"][masked], taken["labels"][masked]
         rows.append(
             figures(

@@ -7,16 +7,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from pretrain.config.models import BertConfig
 from pretrain.data.blocks import Block
-from pretrain.models.bert.attention import OneByOne, WithinRows, read_packs
+from pretrain.models.bert.attention import MaskedAttention, PerSequenceAttention, packed_attention
 from pretrain.models.bert.examples import build_examples
 from pretrain.models.bert.model import BertModel
 from pretrain.models.bert.objective import BertObjective
-from pretrain.models.bert.sequences import IGNORED
 from pretrain.models.bert.tokens import WordPieceTokenizer
-from pretrain.models.loss import LossTerm
-from tests.models.bert.conftest import TINY
+from pretrain.models.loss import IGNORE_INDEX, LossTerm
+from tests.models.bert.conftest import tiny_configs
 
 MakeBlock = Callable[[list[int], list[int]], Block]
 LENGTHS = (64, 256)
@@ -26,8 +24,7 @@ LENGTHS = (64, 256)
 def build(tokenizer: WordPieceTokenizer, **options: object) -> BertModel:
     """A small model whose outputs are far from alike."""
     torch.manual_seed(0)
-    config = BertConfig.model_validate(TINY.model_dump() | {"dropout": 0.0} | options)
-    model = BertModel(config, tokenizer.vocabulary_size).double()
+    model = BertModel(*tiny_configs(**{"dropout": 0.0} | options), tokenizer.vocabulary_size).double()
     for parameter in model.parameters():
         parameter.data += 0.1 * torch.randn_like(parameter)
     return model
@@ -37,7 +34,7 @@ def batch_of(
     model: BertModel, block: Block, tokenizer: WordPieceTokenizer, rows: int | None = None
 ) -> dict[str, Tensor]:
     """All examples of the block, or the first of them."""
-    maker = build_examples(model.config, tokenizer, 1)
+    maker = build_examples(model.config, model.objective, tokenizer, 1)
     examples = maker.make(block, np.random.default_rng(0))
     return dict(maker.collate(examples.take(0, rows or len(examples))))
 
@@ -63,7 +60,7 @@ def test_packed_equals_padded(next_sentence: bool, length: int, block: Block, to
     padded_model = build(tokenizer, packing=False, next_sentence=next_sentence)
     packed_model = build(tokenizer, pack_length=length, next_sentence=next_sentence)
     padded, packed = (batch_of(model, block, tokenizer) for model in (padded_model, packed_model))
-    assert type(read_packs("auto", packed["sequence_lengths"], length, 64)) is OneByOne
+    assert type(packed_attention("auto", packed["sequence_lengths"], length, 64)) is PerSequenceAttention
     assert (packed["sequence_lengths"] > 0).sum() == len(padded["input_ids"]) > len(packed["input_ids"])
     expected, terms = losses(padded_model, padded), losses(packed_model, packed)
     assert set(terms) == set(expected) == ({"mlm", "nsp"} if next_sentence else {"mlm"})
@@ -109,7 +106,7 @@ def test_the_order_of_sequences_in_a_pack_changes_nothing(
     assert not torch.equal(changed["input_ids"], batch["input_ids"])
     inputs = [{n: t for n, t in one.items() if n not in ("masked_labels", "is_next")} for one in (batch, changed)]
     before, after = (model(**one) for one in inputs)
-    real = batch["masked_labels"] != IGNORED
+    real = batch["masked_labels"] != IGNORE_INDEX
     torch.testing.assert_close(after.words[real], before.words[real], rtol=1e-12, atol=1e-12)
     slots = torch.arange(used.shape[0] * batch["sequence_lengths"].shape[1]).view_as(batch["sequence_lengths"])
     slots[row, : len(order)] = slots[row, order]
@@ -154,15 +151,15 @@ def test_sequences_do_not_see_each_other_nor_padding(length: int, block: Block, 
 
 
 @pytest.mark.parametrize("length", LENGTHS)
-def test_both_ways_to_read_a_pack_agree(length: int, block: Block, tokenizer: WordPieceTokenizer) -> None:
+def test_both_backends_of_the_cpu_agree(length: int, block: Block, tokenizer: WordPieceTokenizer) -> None:
     """Whatever the length, and whichever rows are full."""
     model = build(tokenizer, pack_length=length)
     batch = batch_of(model, block, tokenizer)
     query, key, value = torch.randn(3, *batch["input_ids"].shape, 32, dtype=torch.float64)
     outputs = []
-    for name, way in (("masked", WithinRows), ("per_sequence", OneByOne)):
-        attend = read_packs(name, batch["sequence_lengths"], length, 64)
-        assert type(attend) is way
+    for backend, expected in (("masked", MaskedAttention), ("per_sequence", PerSequenceAttention)):
+        attend = packed_attention(backend, batch["sequence_lengths"], length, 64)
+        assert type(attend) is expected
         outputs.append(attend(query, key, value, num_heads=4, dropout=0.0))
     real = batch["attention_mask"].bool()
     torch.testing.assert_close(outputs[0][real], outputs[1][real], rtol=1e-12, atol=1e-12)
@@ -175,7 +172,7 @@ def test_packs_without_masks_have_no_loss_and_gradients_of_zero(
 ) -> None:
     model = build(tokenizer, pack_length=length)
     batch = batch_of(model, block, tokenizer)
-    batch["masked_labels"].fill_(IGNORED)
+    batch["masked_labels"].fill_(IGNORE_INDEX)
     terms = losses(model, batch)
     assert terms["mlm"].total.item() == 0 and terms["mlm"].count.item() == 0 < terms["nsp"].count.item()
     parameters = [*model.encoder.parameters(), *model.masked_words.parameters()]

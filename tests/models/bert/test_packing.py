@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from pretrain.models.bert.packing import Budgets, best_fit, place
+from pretrain.models.bert.packing import Budgets, best_fit, pack_sequences
 
 
 def test_the_fullest_pack_that_has_room_is_taken() -> None:
@@ -22,7 +22,7 @@ def test_budgets_hold_and_nothing_overlaps(seed: int, sequences: int) -> None:
     lengths = rng.integers(5, 129, 700)
     masked = np.maximum(1, np.rint(0.15 * lengths).astype(np.int64))
     most = Budgets(256, sequences, 41)
-    placement = place(lengths, masked, rng.permutation(700), most)
+    placement = pack_sequences(lengths, masked, rng.permutation(700), most)
     assert sorted(set(placement.pack)) == list(range(placement.packs))
     for pack in range(placement.packs):
         members = np.flatnonzero(placement.pack == pack)
@@ -36,11 +36,11 @@ def test_budgets_hold_and_nothing_overlaps(seed: int, sequences: int) -> None:
 def test_the_order_given_decides_among_sequences_of_one_length() -> None:
     lengths, masked, most = np.full(6, 10), np.ones(6, dtype=np.int64), Budgets(20, 4, 9)
     order = np.array([4, 2, 0, 5, 1, 3])
-    placement = place(lengths, masked, order, most)
+    placement = pack_sequences(lengths, masked, order, most)
     assert placement.pack[order].tolist() == [0, 0, 1, 1, 2, 2]
     assert placement.number[order].tolist() == [0, 1] * 3
 
 
 def test_no_sequences_no_packs() -> None:
     nothing = np.zeros(0, dtype=np.int64)
-    assert place(nothing, nothing, nothing, Budgets(10, 1, 1)).packs == 0
+    assert pack_sequences(nothing, nothing, nothing, Budgets(10, 1, 1)).packs == 0

@@ -3,6 +3,7 @@
 import pytest
 
 from pretrain.config.models import ElmoConfig
+from pretrain.config.objectives import ElmoObjectiveConfig
 from pretrain.models.elmo.tokens import SPECIAL_WORDS, WordTokenizer
 
 
@@ -15,9 +16,12 @@ def config() -> ElmoConfig:
         num_highways=2,
         cell_size=7,
         projection_size=4,
-        unroll_length=4,
-        softmax="full",
     )
+
+
+@pytest.fixture
+def objective_config() -> ElmoObjectiveConfig:
+    return ElmoObjectiveConfig(unroll_length=4, softmax="full")
 
 
 @pytest.fixture

@@ -6,11 +6,13 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from pretrain.config.models import ElmoConfig
+from pretrain.config.objectives import ElmoObjectiveConfig
 from pretrain.models.baselines import Baseline, Part, Tensors, Work
 from pretrain.models.elmo.baselines import SteppedLayer, build_baselines, build_parts
 from pretrain.models.elmo.model import build_model
 from pretrain.models.elmo.tokens import SPECIAL_WORDS, WordTokenizer, character_ids, trim_characters
-from pretrain.models.family import Batch
+from pretrain.models.family import ModelFolder
+from pretrain.models.loss import Batch
 
 ROWS, POSITIONS = 3, 6
 WORDS = ("a", "few", "words", "of", "several", "lengths", "and", "é")
@@ -26,7 +28,6 @@ def config(clip: float = 3.0, activation: str = "relu") -> ElmoConfig:
         cell_clip=clip,
         projection_clip=clip,
         dropout=0.0,
-        softmax="full",
     )
 
 
@@ -44,10 +45,10 @@ def batch() -> Batch:
 def models(of: ElmoConfig) -> tuple[nn.Module, list[Baseline], list[Part]]:
     tokenizer = WordTokenizer([*SPECIAL_WORDS, *WORDS])
     torch.manual_seed(3)
-    model = build_model(of, tokenizer.vocabulary_size)
-    baselines = [
-        baseline for baseline in build_baselines(model, tokenizer, compiled=False) if isinstance(baseline, Baseline)
-    ]
+    objective = ElmoObjectiveConfig(softmax="full")
+    model = build_model(of, objective, tokenizer.vocabulary_size)
+    folder = ModelFolder(model, tokenizer, of, objective)
+    baselines = [baseline for baseline in build_baselines(folder, compiled=False) if isinstance(baseline, Baseline)]
     return model, baselines, build_parts(model)
 
 
@@ -67,9 +68,9 @@ def test_parts_agree(activation: str) -> None:
     for part in parts:
         inputs = part.inputs(model, batch())
         ours = outputs_and_gradients(part.ours, model, inputs)
-        ways = [baseline for baseline in baselines if part.name in baseline.parts]
-        assert ways
-        for baseline in ways:
+        exact = [baseline for baseline in baselines if part.name in baseline.parts]
+        assert exact
+        for baseline in exact:
             theirs = outputs_and_gradients(baseline.parts[part.name], baseline.model, inputs)
             torch.testing.assert_close(theirs, ours, rtol=1e-4, atol=1e-5)
 

@@ -248,7 +248,7 @@ def test_collate_spells_each_word_once(config: ElmoConfig, tokenizer: WordTokeni
     for direction in ("forward", "backward"):
         expected = arrays[f"{direction}_characters"][..., :7]
         assert np.array_equal(characters[batch[f"{direction}_index"].numpy()], expected)
-        assert np.array_equal(batch[f"{direction}_targets"].numpy(), arrays[f"{direction}_targets"])
+        assert np.array_equal(batch[f"{direction}_labels"].numpy(), arrays[f"{direction}_targets"])
 
 
 @pytest.mark.parametrize("longest", [0, 1, 40, 43, 44, 45, 46, 48, 60])

@@ -10,7 +10,8 @@ from torch import Tensor, nn
 
 from pretrain.config.models import ElmoConfig
 from pretrain.models.elmo import layers
-from pretrain.models.elmo.layers import TokenEncoder
+from pretrain.models.elmo.layers import CharacterEmbedding, TokenEncoder
+from pretrain.models.elmo.model import ElmoEncoder
 from pretrain.models.elmo.recurrence import LstmStack
 from pretrain.models.elmo.softmax import Softmax
 from pretrain.models.elmo.tokens import character_ids
@@ -77,3 +78,32 @@ def test_words_by_length_are_words_together(config: ElmoConfig, monkeypatch: pyt
     for other in results[1:]:
         for ours, expected in zip(other, results[0], strict=True):
             torch.testing.assert_close(ours, expected, rtol=1e-10, atol=1e-10)
+
+
+def test_gradients_of_a_frequent_word_are_summed_in_float32(
+    config: ElmoConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """600 times one word in each direction: a sum of 1,200 gradients of about 1, of which bfloat16 would lose most."""
+    torch.manual_seed(4)
+    encoder = ElmoEncoder(config).bfloat16()
+    monkeypatch.setattr(encoder, "run", lambda inputs, carried: ([inputs], torch.zeros(20, 1)))
+    made = []
+    encoder.token_encoder.register_forward_hook(lambda module, inputs, words: made.append(words))
+    index = torch.zeros(20, 30, dtype=torch.int64)
+    forward, backward, _ = encoder(torch.full((1, 8), 5), index, index)
+    assert forward.dtype == backward.dtype == made[0].dtype == torch.bfloat16
+    gradients = [(torch.rand(20, 30, 4) + 0.5).bfloat16() for _ in range(2)]
+    (gradient,) = torch.autograd.grad([forward, backward], made[0], gradients)
+    expected = torch.cat(gradients).double().sum(dim=(0, 1))
+    torch.testing.assert_close(gradient[0].double(), expected, rtol=2**-8, atol=0)
+
+
+def test_gradients_of_a_frequent_character_are_summed_in_float32() -> None:
+    torch.manual_seed(4)
+    characters = CharacterEmbedding(3).bfloat16()
+    vectors = characters(torch.full((500, 8), 5))
+    gradients = (torch.rand(500, 8, 3) + 0.5).bfloat16()
+    vectors.backward(gradients)
+    assert vectors.dtype == torch.bfloat16 and characters.weight.grad is not None
+    expected = gradients.double().sum(dim=(0, 1))
+    torch.testing.assert_close(characters.weight.grad[5].double(), expected, rtol=2**-8, atol=0)

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from pretrain.config.models import ElmoConfig
+from pretrain.config.objectives import ElmoObjectiveConfig
 from pretrain.errors import ConfigError
 from pretrain.models.elmo import FAMILY
 from pretrain.models.elmo.model import ElmoEncoder, build_model
@@ -26,7 +27,7 @@ def pieces(*texts: str) -> list[Pieces]:
 def test_published_vectors(shared_data: SharedData) -> None:
     """30 sentences, three rows, states carried: what AllenNLP and bilm-tf agree on (the fixture's README)."""
     folder = shared_data("elmo_fixtures/skip_and_clips")
-    model = FAMILY.read(folder)
+    model = FAMILY.format.read(folder)
     rows = json.loads((folder / "sentences.json").read_text(encoding="utf-8"))
     carried, compared = None, 0
     for number, texts in enumerate(zip(*rows, strict=True)):
@@ -44,7 +45,7 @@ def test_published_vectors(shared_data: SharedData) -> None:
 
 def test_published_token_vectors(shared_data: SharedData) -> None:
     folder = shared_data("elmo_fixtures/skip_and_clips")
-    model = FAMILY.read(folder)
+    model = FAMILY.format.read(folder)
     words = (folder / "vocab_test.txt").read_text(encoding="utf-8").split("\n")
     with h5py.File(folder / "elmo_token_embeddings.hdf5") as file:
         expected = np.asarray(file["embedding"])
@@ -130,14 +131,14 @@ def test_initialisation_follows_the_seed(config: ElmoConfig) -> None:
     models = []
     for _ in range(2):
         torch.manual_seed(5)
-        models.append(build_model(config, 9))
+        models.append(build_model(config, ElmoObjectiveConfig(), 9))
     for ours, theirs in zip(*(model.state_dict().values() for model in models), strict=True):
         assert torch.equal(ours, theirs)
-    assert sum(p.numel() for p in models[0].parameters()) == config.parameters(9)
+    assert sum(p.numel() for p in models[0].parameters()) == ElmoObjectiveConfig().parameters(config, 9)
 
 
 def test_sizes_that_the_format_cannot_hold(config: ElmoConfig) -> None:
     with pytest.raises(ConfigError, match=r"projection_size \(7\) must be less than model.cell_size \(7\)"):
-        build_model(config.model_copy(update={"projection_size": 7}), 9)
+        build_model(config.model_copy(update={"projection_size": 7}), ElmoObjectiveConfig(), 9)
     with pytest.raises(ConfigError, match=r"projection_size \(4\) must be less than model.filters, in all \(3\)"):
-        build_model(config.model_copy(update={"filters": ((1, 3),)}), 9)
+        build_model(config.model_copy(update={"filters": ((1, 3),)}), ElmoObjectiveConfig(), 9)

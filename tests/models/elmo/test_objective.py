@@ -5,18 +5,20 @@ import pytest
 import torch
 
 from pretrain.config.models import ElmoConfig
+from pretrain.config.objectives import ElmoObjectiveConfig
 from pretrain.data.blocks import Block
 from pretrain.errors import ConfigError, ExportError
 from pretrain.models.elmo import FAMILY
 from pretrain.models.elmo.model import ElmoModel
 from pretrain.models.elmo.objective import draw_candidates
 from pretrain.models.elmo.tokens import SPECIAL_WORDS, WordTokenizer
-from pretrain.models.family import Batch
+from pretrain.models.loss import IGNORE_INDEX, Batch
 
+SAMPLED = {"softmax": "sampled", "num_negatives": 8}
 TOKENIZER = WordTokenizer((*SPECIAL_WORDS, *(f"w{n}" for n in range(30))))
 
 
-def make_batch(config: ElmoConfig, *, pad: bool = False) -> Batch:
+def make_batch(config: ElmoConfig, objective_config: ElmoObjectiveConfig, *, pad: bool = False) -> Batch:
     rng = np.random.default_rng(0)
     words = tuple(f"w{n}" for n in range(35))
     block = Block(
@@ -26,43 +28,43 @@ def make_batch(config: ElmoConfig, *, pad: bool = False) -> Batch:
         document_numbers=np.array([0]),
         words=words,
     )
-    maker = FAMILY.build_examples(config, TOKENIZER, 3)
+    maker = FAMILY.training.build_examples(config, objective_config, TOKENIZER, 3)
     examples = maker.make(block, rng, pad=pad)
     return maker.collate(examples.take(len(examples) - 3, len(examples)))
 
 
 def make_model(config: ElmoConfig) -> ElmoModel:
     torch.manual_seed(0)
-    model = FAMILY.build_model(config, TOKENIZER.vocabulary_size)
+    model = FAMILY.training.build_model(config, ElmoObjectiveConfig(), TOKENIZER.vocabulary_size)
     assert isinstance(model, ElmoModel)
     return model
 
 
 @pytest.mark.parametrize("pad", [False, True])
-def test_terms(config: ElmoConfig, pad: bool) -> None:
+def test_terms(config: ElmoConfig, objective_config: ElmoObjectiveConfig, pad: bool) -> None:
     """Against log-softmax over all logits, position by position."""
-    model, batch = make_model(config), make_batch(config, pad=pad)
-    assert (batch["forward_targets"] == -100).any() == pad
-    terms, carried = FAMILY.build_objective(config, TOKENIZER)(model, batch, None, seed=0)
+    model, batch = make_model(config), make_batch(config, objective_config, pad=pad)
+    assert (batch["forward_labels"] == IGNORE_INDEX).any() == pad
+    terms, carried = FAMILY.training.build_objective(objective_config, TOKENIZER)(model, batch, None, seed=0)
     *tops, state = model.encoder(batch["characters"], batch["forward_index"], batch["backward_index"])
     assert carried is not None and torch.equal(carried, state)
     for (name, term), top in zip(terms.items(), tops, strict=True):
-        targets = batch[f"{name}_targets"]
+        labels = batch[f"{name}_labels"]
         logits = (top.double() @ model.softmax.weight.double().T + model.softmax.bias.double()).log_softmax(-1)
-        real = targets >= 0
-        expected = -logits[real].gather(1, targets[real][:, None]).sum()
+        real = labels >= 0
+        expected = -logits[real].gather(1, labels[real][:, None]).sum()
         assert (term.weight, term.count.dtype, term.count.item()) == (0.5, torch.int64, real.sum().item())
         assert (term.total.dtype, term.total.shape) == (torch.float32, ())
         assert term.total.item() == pytest.approx(expected.item(), rel=1e-6)
         assert term.losses is not None and not term.losses.requires_grad
-        of_each = -logits.gather(2, targets.clamp(min=0)[:, :, None])[:, :, 0] * real
+        of_each = -logits.gather(2, labels.clamp(min=0)[:, :, None])[:, :, 0] * real
         torch.testing.assert_close(term.losses.double(), of_each.flatten().detach(), rtol=1e-5, atol=1e-6)
     assert list(terms) == ["forward", "backward"]
 
 
-def test_a_row_that_begins_starts_from_zero(config: ElmoConfig) -> None:
-    model, batch = make_model(config), make_batch(config)
-    objective = FAMILY.build_objective(config, TOKENIZER)
+def test_a_row_that_begins_starts_from_zero(config: ElmoConfig, objective_config: ElmoObjectiveConfig) -> None:
+    model, batch = make_model(config), make_batch(config, objective_config)
+    objective = FAMILY.training.build_objective(objective_config, TOKENIZER)
     _, before = objective(model, batch, None, seed=0)
     fresh, fresh_state = objective(model, batch, None, seed=0)
     went_on, state = objective(model, batch, before, seed=0)
@@ -74,10 +76,10 @@ def test_a_row_that_begins_starts_from_zero(config: ElmoConfig) -> None:
         assert torch.equal(losses[1], one[1]) and torch.equal(losses[::2], other[::2]) and (one != other).any()
 
 
-def test_sampled_softmax_depends_on_the_seed_alone(config: ElmoConfig) -> None:
-    config = config.model_copy(update={"softmax": "sampled", "num_negatives": 8})
-    model, batch = make_model(config), make_batch(config)
-    objective = FAMILY.build_objective(config, TOKENIZER)
+def test_sampled_softmax_depends_on_the_seed_alone(config: ElmoConfig, objective_config: ElmoObjectiveConfig) -> None:
+    objective_config = objective_config.model_copy(update=SAMPLED)
+    model, batch = make_model(config), make_batch(config, objective_config)
+    objective = FAMILY.training.build_objective(objective_config, TOKENIZER)
 
     def losses(seed: int) -> list[float]:
         terms, _ = objective(model, batch, None, seed=seed)
@@ -89,56 +91,59 @@ def test_sampled_softmax_depends_on_the_seed_alone(config: ElmoConfig) -> None:
     assert losses(1) == first
     assert all(a != b for a, b in zip(losses(2), first, strict=True))
     model.eval()
-    full, _ = FAMILY.build_objective(config.model_copy(update={"softmax": "full"}), TOKENIZER)(
+    full, _ = FAMILY.training.build_objective(objective_config.model_copy(update={"softmax": "full"}), TOKENIZER)(
         model, batch, None, seed=3
     )
     assert losses(1) == losses(2) == [term.total.item() for term in full.values()], "exact where it is held out"
 
 
-def test_the_two_directions_draw_apart(config: ElmoConfig) -> None:
-    config = config.model_copy(update={"softmax": "sampled", "num_negatives": 8})
-    model, batch = make_model(config), make_batch(config)
+def test_the_two_directions_draw_apart(config: ElmoConfig, objective_config: ElmoObjectiveConfig) -> None:
+    objective_config = objective_config.model_copy(update=SAMPLED)
+    model, batch = make_model(config), make_batch(config, objective_config)
     drawn = []
     model.softmax.register_forward_pre_hook(lambda _, inputs: drawn.append(inputs[2].tolist()))
-    FAMILY.build_objective(config, TOKENIZER)(model, batch, None, seed=4)
+    FAMILY.training.build_objective(objective_config, TOKENIZER)(model, batch, None, seed=4)
     forward, backward = drawn
     assert len(set(forward)) == len(set(backward)) == 8
     assert set(forward) != set(backward)
 
 
-def test_every_parameter_gets_a_gradient_and_learns(config: ElmoConfig) -> None:
-    config = config.model_copy(update={"softmax": "sampled", "num_negatives": 8})
-    model, batch = make_model(config), make_batch(config)
-    objective = FAMILY.build_objective(config, TOKENIZER)
+def test_every_parameter_gets_a_gradient_and_learns(config: ElmoConfig, objective_config: ElmoObjectiveConfig) -> None:
+    objective_config = objective_config.model_copy(update=SAMPLED)
+    model, batch = make_model(config), make_batch(config, objective_config)
+    objective = FAMILY.training.build_objective(objective_config, TOKENIZER)
     optimizer = torch.optim.Adam(model.parameters(), lr=0.02)
     losses, carried = [], None
     for step in range(30):
         terms, _ = objective(model, batch, carried, seed=step)
         loss = sum(term.weight * term.total / term.count for term in terms.values())
         optimizer.zero_grad()
-        (loss * FAMILY.gradient_scale(config)).backward()
+        (loss * FAMILY.training.gradient_scale(objective_config)).backward()
         assert all(p.grad is not None for p in model.parameters())
         optimizer.step()
         losses.append(loss.item())
     assert losses[-1] < 0.6 * losses[0]
 
 
-def test_same_seed_same_bits(config: ElmoConfig) -> None:
-    config = config.model_copy(update={"softmax": "sampled", "num_negatives": 8, "dropout": 0.3})
+def test_same_seed_same_bits(config: ElmoConfig, objective_config: ElmoObjectiveConfig) -> None:
+    config = config.model_copy(update={"dropout": 0.3})
+    objective_config = objective_config.model_copy(update=SAMPLED)
     gradients = []
     for _ in range(2):
         model = make_model(config)
-        terms, _ = FAMILY.build_objective(config, TOKENIZER)(model, make_batch(config), None, seed=7)
+        terms, _ = FAMILY.training.build_objective(objective_config, TOKENIZER)(
+            model, make_batch(config, objective_config), None, seed=7
+        )
         sum(term.total for term in terms.values()).backward()
         gradients.append([p.grad for p in model.parameters()])
     assert all(torch.equal(a, b) for a, b in zip(*gradients, strict=True))
 
 
 @pytest.mark.parametrize("autocast", [False, True])
-def test_bfloat16(config: ElmoConfig, autocast: bool) -> None:
-    config = config.model_copy(update={"softmax": "sampled", "num_negatives": 8})
-    model, batch = make_model(config), make_batch(config)
-    objective = FAMILY.build_objective(config, TOKENIZER)
+def test_bfloat16(config: ElmoConfig, objective_config: ElmoObjectiveConfig, autocast: bool) -> None:
+    objective_config = objective_config.model_copy(update=SAMPLED)
+    model, batch = make_model(config), make_batch(config, objective_config)
+    objective = FAMILY.training.build_objective(objective_config, TOKENIZER)
     exact, _ = objective(model, batch, None, seed=0)
     with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
         rough, carried = objective(model if autocast else model.bfloat16(), batch, None, seed=0)
@@ -174,22 +179,25 @@ def test_number_of_tries_of_the_original_size() -> None:
     assert len(set(ids.tolist())) == 299 and num_tries > 1000
 
 
-def test_errors(config: ElmoConfig) -> None:
-    sampled = config.model_copy(update={"softmax": "sampled", "num_negatives": 33})
+def test_errors(config: ElmoConfig, objective_config: ElmoObjectiveConfig) -> None:
+    sampled = objective_config.model_copy(update={"softmax": "sampled", "num_negatives": 33})
     with pytest.raises(ConfigError, match=r"objective.num_negatives \(33\) .* 33 words: set objective.softmax to full"):
-        FAMILY.build_objective(sampled, TOKENIZER)
-    objective, batch = FAMILY.build_objective(config, TOKENIZER), make_batch(config)
+        FAMILY.training.build_objective(sampled, TOKENIZER)
+    objective, batch = (
+        FAMILY.training.build_objective(objective_config, TOKENIZER),
+        make_batch(config, objective_config),
+    )
     with pytest.raises(ExportError, match=r"no \*softmax_weights.hdf5"):
         objective(ElmoModel(config, None), batch, None, seed=0)
     with pytest.raises(ExportError, match="predicts 40 words, the vocabulary has 33"):
         objective(ElmoModel(config, 40), batch, None, seed=0)
 
 
-def test_weights_are_read_by_their_own_module_only(config: ElmoConfig) -> None:
+def test_weights_are_read_by_their_own_module_only(config: ElmoConfig, objective_config: ElmoObjectiveConfig) -> None:
     """What ZeRO-3 asks for: here a parameter exists only while its own module's forward runs."""
-    config = config.model_copy(update={"softmax": "sampled", "num_negatives": 8})
-    model, batch = make_model(config), make_batch(config)
-    objective = FAMILY.build_objective(config, TOKENIZER)
+    objective_config = objective_config.model_copy(update=SAMPLED)
+    model, batch = make_model(config), make_batch(config, objective_config)
+    objective = FAMILY.training.build_objective(objective_config, TOKENIZER)
     expected, _ = objective(model, batch, None, seed=0)
     for module in model.modules():
         whole = dict(module.named_parameters(recurse=False))

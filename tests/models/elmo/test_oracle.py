@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from pretrain.config.models import ElmoConfig
+from pretrain.config.objectives import ElmoObjectiveConfig
 from pretrain.data.blocks import Block
 from pretrain.data.prepare import ensure_prepared
 from pretrain.data.stream import StreamPosition
@@ -22,7 +23,8 @@ from pretrain.models.elmo import FAMILY
 from pretrain.models.elmo.model import ElmoModel
 from pretrain.models.elmo.objective import draw_candidates
 from pretrain.models.elmo.tokens import SPECIAL_WORDS, WordTokenizer
-from pretrain.models.family import Batch, ModelFolder
+from pretrain.models.family import ModelFolder
+from pretrain.models.loss import Batch
 from pretrain.runs.trained import read_tokenizer
 from pretrain.runtime.seeding import seed_of
 from pretrain.runtime.world import World
@@ -48,11 +50,11 @@ def make_model(config: ElmoConfig, seed: int = 0) -> ElmoModel:
 
 
 def reference(folder: Path, model: ElmoModel, config: ElmoConfig) -> ReferenceBilm:
-    FAMILY.format.write(folder, ModelFolder(model, TOKENIZER, config))
+    FAMILY.format.write(folder, ModelFolder(model, TOKENIZER, config, ElmoObjectiveConfig()))
     return ReferenceBilm(folder)
 
 
-def windows(config: ElmoConfig) -> Iterator[Batch]:
+def windows(config: ElmoConfig, objective_config: ElmoObjectiveConfig) -> Iterator[Batch]:
     """The sentences as rows of held-out text, cut into windows."""
     words = [word for sentence in SENTENCES for word in sentence]
     distinct = sorted(set(words))
@@ -63,7 +65,7 @@ def windows(config: ElmoConfig) -> Iterator[Batch]:
         document_numbers=np.array([0]),
         words=tuple(distinct),
     )
-    maker = FAMILY.training.build_examples(config, TOKENIZER, ROWS)
+    maker = FAMILY.training.build_examples(config, objective_config, TOKENIZER, ROWS)
     examples = maker.make(block, np.random.default_rng(0), pad=True)
     for start in range(0, len(examples), ROWS):
         yield maker.collate(examples.take(start, start + ROWS))
@@ -116,10 +118,11 @@ def sampled_losses(bilm: ReferenceBilm, top: Floats, targets: list[int], candida
 @pytest.mark.parametrize("softmax", ["full", "sampled"])
 def test_losses_of_each_direction(config: ElmoConfig, tmp_path: Path, softmax: str) -> None:
     """Window by window with the states carried, in float64; the rows' text is written out here."""
-    config = config.model_copy(update={**CLIPPED, "softmax": softmax, "num_negatives": 6, "unroll_length": 5})
+    config = config.model_copy(update=CLIPPED)
+    objective_config = ElmoObjectiveConfig.model_validate({"softmax": softmax, "num_negatives": 6, "unroll_length": 5})
     model = make_model(config)
     bilm = reference(tmp_path, model, config)
-    objective = FAMILY.training.build_objective(config, TOKENIZER)
+    objective = FAMILY.training.build_objective(objective_config, TOKENIZER)
     drawn: list[tuple[Any, ...]] = []
     model.softmax.register_forward_pre_hook(lambda _, inputs: drawn.append(inputs[2:4]))
     text = {
@@ -131,7 +134,7 @@ def test_losses_of_each_direction(config: ElmoConfig, tmp_path: Path, softmax: s
     half = len(inputs[FORWARD]) // ROWS
     rows = {FORWARD: [slice(0, half), slice(half, None)], BACKWARD: [slice(half, None), slice(0, half)]}
     carried, states = None, {place: bilm.zero_state() for place in itertools.product((FORWARD, BACKWARD), range(ROWS))}
-    for number, batch in enumerate(windows(config)):
+    for number, batch in enumerate(windows(config, objective_config)):
         terms, carried = objective(model.double(), batch, carried, seed=number)
         for direction, term in enumerate(terms.values()):
             total, count = 0.0, 0
@@ -179,11 +182,11 @@ def test_gradients_of_all_parameters(config: ElmoConfig, softmax: str, changes: 
 
     Through a window that goes on from another's state, with padding, and with dropout, whose masks the seed fixes.
     """
-    more = {"softmax": softmax, "num_negatives": 6, "unroll_length": 5, "dropout": 0.2}
-    config = config.model_copy(update={**changes, **more})
+    config = config.model_copy(update={**changes, "dropout": 0.2})
+    objective_config = ElmoObjectiveConfig.model_validate({"softmax": softmax, "num_negatives": 6, "unroll_length": 5})
     model = make_model(config, seed=1).double()
-    objective = FAMILY.training.build_objective(config, TOKENIZER)
-    first, second = windows(config)
+    objective = FAMILY.training.build_objective(objective_config, TOKENIZER)
+    first, second = windows(config, objective_config)
     _, carried = objective(model, first, None, seed=0)
     assert carried is not None and carried.abs().min() > 0
 
@@ -212,16 +215,18 @@ def test_gradients_of_all_parameters(config: ElmoConfig, softmax: str, changes: 
 
 def test_what_truncated_back_propagation_leaves_out(config: ElmoConfig) -> None:
     """Two windows of 5 have the losses of one of 10; the second one's gradient takes the state before it as given."""
-    model, losses = make_model(config.model_copy(update=CLIPPED)).double(), {}
+    config, losses = config.model_copy(update=CLIPPED), {}
+    model = make_model(config).double()
     values = parameters(model)
     direction = random_direction(values, seed=3)
 
     def run(unroll_length: int, given: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """The losses of each window, and the state after the first; `given` replaces that in the second."""
-        objective = FAMILY.training.build_objective(config, TOKENIZER)
+        objective_config = ElmoObjectiveConfig(softmax="full", unroll_length=unroll_length)
+        objective = FAMILY.training.build_objective(objective_config, TOKENIZER)
         carried: Tensor | None = None
         totals, states = [], []
-        for number, batch in enumerate(windows(config.model_copy(update={"unroll_length": unroll_length}))):
+        for number, batch in enumerate(windows(config, objective_config)):
             carried = given if number and given is not None else carried
             terms, carried = objective(model, batch, carried, seed=0)
             assert carried is not None and not carried.requires_grad

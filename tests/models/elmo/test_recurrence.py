@@ -10,7 +10,8 @@ from torch import Tensor, nn
 
 from pretrain.config.models import ElmoConfig
 from pretrain.models.elmo import recurrence
-from pretrain.models.elmo.recurrence import Clips, FusedLstm, LstmLayer, LstmStack, fused_lstm, reference_lstm
+from pretrain.models.elmo.recurrence import Clips, FusedLstm, LstmLayer, LstmStack, inference_lstm, reference_lstm
+from tests.largest import LargestTensor
 
 Floats = NDArray[np.float64]
 BOUNDS = [(0.0, 0.0), (0.4, 0.3), (0.5, 0.0), (0.0, 0.5)]
@@ -32,13 +33,13 @@ def naive_lstm(tensors: list[Tensor], clips: Clips) -> tuple[Floats, Floats]:
     cell_clip, projection_clip = (clip or np.inf for clip in clips)
     outputs = np.empty_like(inputs)
     for d, row in itertools.product(range(2), range(inputs.shape[2])):
-        output, memory = state[d, row, :4], state[d, row, 4:]
+        output, cell = state[d, row, :4], state[d, row, 4:]
         for t in range(inputs.shape[1]):
             i, j, f, o = np.split(np.concatenate([inputs[d, t, row], output]) @ weight[d] + bias[d], 4)
-            memory = np.clip(sigmoid(f + 1) * memory + sigmoid(i) * np.tanh(j), -cell_clip, cell_clip)
-            output = np.clip((sigmoid(o) * np.tanh(memory)) @ projection[d], -projection_clip, projection_clip)
+            cell = np.clip(sigmoid(f + 1) * cell + sigmoid(i) * np.tanh(j), -cell_clip, cell_clip)
+            output = np.clip((sigmoid(o) * np.tanh(cell)) @ projection[d], -projection_clip, projection_clip)
             outputs[d, t, row] = output
-        state[d, row] = np.concatenate([output, memory])
+        state[d, row] = np.concatenate([output, cell])
     return outputs, state
 
 
@@ -78,7 +79,7 @@ def test_the_gradient_on_a_bound_passes() -> None:
     tensors = [tensor.detach().zero_() for tensor in make_tensors(torch.float64, positions=1, rows=2)]
     inputs, state, weight, bias, projection = tensors
     state[:, 0, 4:], state[:, 1, 4:] = 0.5, 0.6
-    bias[:, 14:21] = 100  # the forget gate is open: the memory stays as it is
+    bias[:, 14:21] = 100  # the forget gate is open: the cell stays as it is
     projection.fill_(1 / 7)
     state.requires_grad_()
     for run in (reference_lstm, FusedLstm.apply):
@@ -108,19 +109,57 @@ def test_two_graphs_at_once_share_no_buffer() -> None:
             torch.testing.assert_close(mine, theirs, rtol=0, atol=1e-10)
 
 
+@pytest.mark.parametrize("chunk", [1, 2, 3, 9])
 @pytest.mark.parametrize("clips", BOUNDS)
-def test_without_gradients_buffers_are_free_at_once(clips: Clips) -> None:
+@pytest.mark.parametrize("lengths", [None, [7, 2, 0], [1, 3, 6]])
+def test_inference_in_chunks_of_time(
+    lengths: list[int] | None, clips: Clips, chunk: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Chunks of 1 to all 7 positions give what the formulas give; the state that came in stays as it was."""
     torch.manual_seed(9)
-    tensors = make_tensors(torch.float64, positions=7)
-    outputs, state = reference_lstm(*tensors, clips)
-    with torch.no_grad():
-        first, _ = fused_lstm(*tensors, clips), fused_lstm(*make_tensors(torch.float64, positions=7), clips)
-    torch.testing.assert_close(first[0], outputs, rtol=0, atol=1e-10)
-    torch.testing.assert_close(first[1], state, rtol=0, atol=1e-10)
-    assert len(recurrence._spare[(2, 7, 3, 28), torch.float64, torch.device("cpu")]) == 1
+    tensors = [tensor.detach() for tensor in make_tensors(torch.float64, positions=7)]
+    before = tensors[1].clone()
+    ends = None if lengths is None else torch.tensor(lengths)
+    expected = reference_lstm(*tensors, clips, ends)
+    monkeypatch.setattr(recurrence, "INFERENCE_BYTES", chunk * 2 * 3 * 28 * 8)
+    for ours, theirs in zip(inference_lstm(*tensors, clips, ends), expected, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-10)
+    assert torch.equal(tensors[1], before)
 
 
-def test_half_precision_keeps_memory_and_gates_in_float32() -> None:
+@pytest.mark.parametrize("lengths", [None, [400, 5, 10]])
+def test_without_gradients_memory_does_not_grow_with_the_text(
+    config: ElmoConfig, lengths: list[int] | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No tensor is larger than the outputs of all positions or the gates of a chunk."""
+    monkeypatch.setattr(recurrence, "INFERENCE_BYTES", 10 * 2 * 3 * 28 * 4)
+    layer = LstmLayer(config)
+    ends = None if lengths is None else torch.tensor(lengths)
+    with torch.no_grad(), LargestTensor() as largest:
+        layer(torch.randn(2, 400, 3, 4), torch.zeros(2, 3, 11), ends)
+    assert 2 * 10 * 3 * 28 <= largest.elements <= 2 * 400 * 3 * 4
+
+
+def test_after_inference_mode_there_are_gradients() -> None:
+    """Memory of inference mode, which autograd refuses, is not used again."""
+    tensors = make_tensors(torch.float32, positions=11)
+    with torch.inference_mode():
+        inference_lstm(*tensors, (0.5, 0.5))
+    FusedLstm.apply(*tensors, (0.5, 0.5))[0].sum().backward()
+
+
+def test_memory_for_windows_of_many_shapes_is_bounded() -> None:
+    """Each shape's buffers are used again, those of earlier shapes are not kept for ever."""
+    sizes = []
+    for rows in range(1, 31):
+        for _ in range(2):
+            FusedLstm.apply(*make_tensors(torch.float32, rows=rows), (0.5, 0.5))[0].sum().backward()
+        sizes.append(recurrence._pool.free_bytes() / rows)
+    one_window = 2 * 5 * (28 + 3 * 7) * 4
+    assert all(one_window <= size <= 4 * one_window for size in sizes[6:]), sizes
+
+
+def test_half_precision_keeps_cells_and_gates_in_float32() -> None:
     torch.manual_seed(6)
     tensors = make_tensors(torch.float32)
     clips = (0.5, 0.5)
@@ -220,12 +259,12 @@ def test_dropout_is_of_every_layers_input_and_of_what_is_added(config: ElmoConfi
         layer.register_forward_hook(lambda _, inputs, outputs: seen.append((inputs[0], outputs[0])))
     inputs, zeros = torch.randn(2, 5, 8, 4), torch.zeros(2, 2, 8, 11)
     outputs, _ = stack(inputs, zeros)
-    for (dropped, said), before, after in zip(seen, (inputs, outputs[0]), outputs, strict=True):
+    for (dropped, output), before, after in zip(seen, (inputs, outputs[0]), outputs, strict=True):
         kept = dropped != 0
         assert 0.3 < kept.float().mean() < 0.7
         torch.testing.assert_close(dropped[kept], 2 * before[kept])
         assert not torch.equal(kept[:, 0], kept[:, 1]), "drawn anew at every position"
-        torch.testing.assert_close(after, said if before is inputs else said + dropped)
+        torch.testing.assert_close(after, output if before is inputs else output + dropped)
     evaluated, _ = stack.eval()(inputs, zeros)
     again, _ = stack(inputs, zeros)
     assert torch.equal(evaluated[1], again[1])

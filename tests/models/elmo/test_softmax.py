@@ -9,10 +9,10 @@ import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from pretrain.models.elmo import softmax
 from pretrain.models.elmo.softmax import Softmax
+from tests.largest import LargestTensor
 
 Floats = NDArray[np.float64]
 
@@ -21,29 +21,29 @@ def make_softmax() -> tuple[Softmax, Tensor, Tensor]:
     torch.manual_seed(4)
     softmax = Softmax(50, 4)
     nn.init.normal_(softmax.bias)
-    targets = torch.randint(0, 50, (12,))
-    targets[3] = -100
-    return softmax, 2 * torch.randn(12, 4), targets
+    labels = torch.randint(0, 50, (12,))
+    labels[3] = -100
+    return softmax, 2 * torch.randn(12, 4), labels
 
 
 @pytest.fixture(params=[(1, 30), (5, 85), (6, 150), (10**6, 10**9)], ids=str)
 def blocks(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> tuple[int, int]:
     """Most positions, and logits, at a time: 12 positions and 50 words are one block, or several, full or not."""
     positions, logits = request.param
-    monkeypatch.setitem(softmax._POSITIONS_AT_ONCE, "cpu", positions)
-    monkeypatch.setitem(softmax._LOGITS_AT_ONCE, "cpu", logits)
+    monkeypatch.setitem(softmax._BLOCK_POSITIONS, "cpu", positions)
+    monkeypatch.setitem(softmax._BLOCK_LOGITS, "cpu", logits)
     return positions, logits
 
 
 @pytest.mark.usefixtures("blocks")
 def test_full_softmax() -> None:
-    module, hidden, targets = make_softmax()
+    module, hidden, labels = make_softmax()
     weight, bias = (p.detach().double().numpy() for p in module.parameters())
     expected = []
-    for h, target in zip(hidden.double().numpy(), targets.tolist(), strict=True):
+    for h, label in zip(hidden.double().numpy(), labels.tolist(), strict=True):
         logits = weight @ h + bias
-        expected.append(np.log(np.exp(logits).sum()) - logits[target] if target >= 0 else 0.0)
-    losses = module(hidden, targets)
+        expected.append(np.log(np.exp(logits).sum()) - logits[label] if label >= 0 else 0.0)
+    losses = module(hidden, labels)
     assert losses.dtype == torch.float32
     assert losses.tolist() == pytest.approx(expected, rel=1e-6)
     assert module(hidden, torch.full((12,), -100)).tolist() == [0.0] * 12
@@ -52,18 +52,18 @@ def test_full_softmax() -> None:
 @pytest.mark.usefixtures("blocks")
 def test_gradients_of_the_full_softmax() -> None:
     """Those of cross-entropy over all logits; and, in float64, those of finite differences."""
-    module, hidden, targets = make_softmax()
+    module, hidden, labels = make_softmax()
     hidden.requires_grad_()
     weights = torch.rand(12)
-    losses = F.cross_entropy(F.linear(hidden, module.weight, module.bias), targets, reduction="none")
+    losses = F.cross_entropy(F.linear(hidden, module.weight, module.bias), labels, reduction="none")
     inputs = [hidden, *module.parameters()]
     expected = torch.autograd.grad(losses @ weights, inputs)
-    found = torch.autograd.grad(module(hidden, targets) @ weights, inputs)
+    found = torch.autograd.grad(module(hidden, labels) @ weights, inputs)
     torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-6)
     assert not found[0][3].any(), "an ignored position gives no gradient"
 
     def of(hidden: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-        return torch.func.functional_call(module, {"weight": weight, "bias": bias}, (hidden, targets))
+        return torch.func.functional_call(module, {"weight": weight, "bias": bias}, (hidden, labels))
 
     torch.autograd.gradcheck(of, [x.detach().double().requires_grad_() for x in inputs])
 
@@ -71,7 +71,7 @@ def test_gradients_of_the_full_softmax() -> None:
 @pytest.mark.parametrize("autocast", [False, True])
 def test_sums_are_exact_though_products_are_in_bfloat16(autocast: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """4,096 equal logits: bfloat16 cannot count so far, nor add 512 gradients of 1 / 4,096 to one of 1."""
-    monkeypatch.setitem(softmax._LOGITS_AT_ONCE, "cpu", 512 * 16)
+    monkeypatch.setitem(softmax._BLOCK_LOGITS, "cpu", 512 * 16)
     module = Softmax(4096, 2)
     nn.init.zeros_(module.weight)
     hidden = torch.ones(512, 2, requires_grad=True)
@@ -92,20 +92,20 @@ def test_sums_are_exact_though_products_are_in_bfloat16(autocast: bool, monkeypa
 
 @pytest.mark.parametrize("candidates", [[3, 0, 17, 8, 40, 1], list(range(49)), [7]])
 def test_sampled_softmax(candidates: list[int]) -> None:
-    """Logits less log expected counts; a candidate that is the target does not count as a negative."""
-    module, hidden, targets = make_softmax()
-    targets[0] = 7
+    """Logits less log expected counts; a candidate that is the label does not count as a negative."""
+    module, hidden, labels = make_softmax()
+    labels[0] = 7
     num_tries = 3 * len(candidates)
     weight, bias = (p.detach().double().numpy() for p in module.parameters())
     ids = np.arange(50)
     probability = (np.log(ids + 2) - np.log(ids + 1)) / np.log(51)
-    log_expected = np.log(1 - (1 - probability) ** num_tries)
+    log_expected_count = np.log(1 - (1 - probability) ** num_tries)
     expected = []
-    for h, target in zip(hidden.double().numpy(), targets.tolist(), strict=True):
-        logits = weight @ h + bias - log_expected
-        chosen = [target, *(c for c in candidates if c != target)]
-        expected.append(np.log(np.exp(logits[chosen]).sum()) - logits[target] if target >= 0 else 0.0)
-    losses = module(hidden, targets, torch.tensor(candidates), num_tries)
+    for h, label in zip(hidden.double().numpy(), labels.tolist(), strict=True):
+        logits = weight @ h + bias - log_expected_count
+        chosen = [label, *(c for c in candidates if c != label)]
+        expected.append(np.log(np.exp(logits[chosen]).sum()) - logits[label] if label >= 0 else 0.0)
+    losses = module(hidden, labels, torch.tensor(candidates), num_tries)
     assert losses.dtype == torch.float32
     assert losses.tolist() == pytest.approx(expected, rel=1e-5, abs=1e-6)
     losses.sum().backward()
@@ -114,18 +114,9 @@ def test_sampled_softmax(candidates: list[int]) -> None:
 
 @pytest.mark.parametrize("sampled", [False, True])
 def test_there_are_no_dense_logits(sampled: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    class Largest(TorchDispatchMode):
-        elements = 0
-
-        def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
-            result = func(*args, **(kwargs or {}))
-            if isinstance(result, Tensor):
-                self.elements = max(self.elements, result.numel())
-            return result
-
-    monkeypatch.setitem(softmax._LOGITS_AT_ONCE, "cpu", 64 * 32)
+    monkeypatch.setitem(softmax._BLOCK_LOGITS, "cpu", 64 * 32)
     module = Softmax(2000, 4)
-    with Largest() as largest:
+    with LargestTensor() as largest:
         arguments = (torch.arange(32), 40) if sampled else ()
         module(torch.randn(64, 4), torch.randint(0, 2000, (64,)), *arguments).sum().backward()
     assert 64 * 32 <= largest.elements <= 2000 * 4, "a gradient of the weights, but not 64 x 2000 logits"

@@ -1,6 +1,10 @@
-"""The n-gram model against a worked example and plain dictionaries; a run beside it."""
+"""The n-gram model against a worked example and plain dictionaries.
+
+Run it after a change: `pytest docs/benchmarks/kneser_ney/check_kneser_ney.py`.
+"""
 
 import math
+import sys
 import time
 import tracemalloc
 from collections import Counter, defaultdict
@@ -10,17 +14,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pretrain.data.corpus import open_corpus, source_weights
-from pretrain.data.prepare import ensure_prepared
-from pretrain.errors import ConfigError
-from pretrain.evaluate import evaluate
-from pretrain.models import get_family
-from pretrain.models.loss import exp
-from pretrain.runs.folder import RunFolder
-from pretrain.train import train
-from tests.compare_kneser_ney import ORDERS, compare, main
-from tests.kneser_ney import KneserNey, Texts, discounts
-from tests.tiny import tiny_config
+sys.path.insert(0, str(Path(__file__).parent))  # a study is no package
+from kneser_ney import KneserNey, Texts, discounts
 
 Gram = tuple[int, ...]
 
@@ -168,7 +163,6 @@ def test_longer_contexts_help() -> None:
     assert losses[0] > losses[1] + 0.3 and losses[1] > losses[2] + 0.3
 
 
-@pytest.mark.slow
 def test_two_million_words() -> None:
     """In under two minutes and 3 GiB: Zipf-like words of a vocabulary of 10,000, sentences of 26 words."""
     rng = np.random.default_rng(0)
@@ -181,46 +175,3 @@ def test_two_million_words() -> None:
     assert tracemalloc.get_traced_memory()[1] < 3 * 2**30
     tracemalloc.stop()
     assert np.isfinite(losses).all()
-
-
-@pytest.fixture(scope="module")
-def run(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A tiny ELMo after a few steps."""
-    one = ["sharding.ranks=1", "sharding.zero_stage=0", "schedule.total_steps=3"]
-    return train(tiny_config("elmo", corpus, tmp_path_factory.mktemp("compared"), *one))
-
-
-def test_a_run_and_ngrams_predict_the_same_positions(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    folder = RunFolder(run)
-    prepared = open_corpus(folder.prepared(), source_weights(folder.read_config().data))
-    learned, held_out = (sources[0].counts for sources in (prepared.training, prepared.held_out))
-    positions = held_out["tokens"] + held_out["sentences"]
-    found = compare(run)
-    assert (found.training_words, found.predictions) == (learned["tokens"] + learned["sentences"], positions)
-    carried = evaluate(run)
-    assert carried.losses.counts["forward"] == positions
-    assert found.forward.across == carried.losses.terms["forward"] != found.forward.by_sentence
-    assert found.ngrams[1].by_sentence == found.ngrams[1].across > found.ngrams[2].across + 0.5, "the text is learnable"
-    assert all(found.ngrams[order].by_sentence != found.ngrams[order].across for order in ORDERS[1:])
-    main([str(run), "--checkpoint", "newest"])
-    printed = capsys.readouterr().out
-    assert f"{positions:,} predicted" in printed
-    five = found.ngrams[5]
-    assert f"{exp(five.by_sentence):9,.2f} {exp(five.across):9,.2f}  5-gram, modified Kneser-Ney" in printed
-    assert f"{exp(found.forward.across):9,.2f}  {run}, step 3, forward" in printed
-
-
-def test_comparing_on_other_text(run: Path, tmp_path: Path) -> None:
-    """Words that the run does not know count as one unknown word, for both."""
-    path = tmp_path / "other.txt"
-    path.write_text("Nothing of this is known. Neither is that.\n\nA second document.\n", encoding="utf-8")
-    found = compare(run, [str(path)])
-    assert found.predictions == 11 + 3 + 3, "words, full stops, ends of sentences"
-
-
-def test_bert_has_no_forward_model(corpus: Path, tmp_path: Path) -> None:
-    config = tiny_config("bert", corpus, tmp_path)
-    prepared = ensure_prepared(config, get_family("bert"))
-    RunFolder(config.folder).begin(config, 0, 1, prepared.absolute)
-    with pytest.raises(ConfigError, match=r"model\.kind is bert: no forward language model"):
-        compare(config.folder)

@@ -5,7 +5,7 @@ estimated from how often an n-gram occurs; a lower one from how many different w
 begins a text and nothing can stand before it, from how often it occurs. Each order is interpolated with the next lower
 one, the lowest with the uniform distribution over the vocabulary.
 
-An n-gram is a number, `context * vocabulary_size + word`; a context is its place in a sorted table of numbers
+An n-gram is a number, `context * vocabulary_size + word`; a context is its index in a sorted table of numbers
 `shorter context * (vocabulary_size + 1) + word before it`.
 """
 
@@ -34,11 +34,11 @@ class Texts:
     starts: Ids
 
     def before(self, distance: int, begin: int) -> Ids:
-        """The word `distance` places before each word: `begin` where the text begins, -1 where there is nothing."""
+        """The word `distance` positions before each word: `begin` where the text begins, -1 where there is nothing."""
         lengths = np.diff(self.starts)
-        place = np.arange(len(self.words)) - np.repeat(self.starts[:-1], lengths)
+        position = np.arange(len(self.words)) - np.repeat(self.starts[:-1], lengths)
         earlier = np.roll(self.words, distance)
-        return np.where(place >= distance, earlier, np.where(place == distance - 1, begin, -1))
+        return np.where(position >= distance, earlier, np.where(position == distance - 1, begin, -1))
 
 
 @dataclass(frozen=True)
@@ -47,10 +47,10 @@ class _Order:
 
     contexts: Ids
     ngrams: Ids
-    kept: Floats
-    """Of each n-gram: the share of its context's count that it keeps after discounting."""
-    freed: Floats
-    """Of each context: the share of its count that is left to the lower order."""
+    discounted: Floats
+    """Of each n-gram: its probability after discounting, before interpolation."""
+    backoff: Floats
+    """Of each context: the weight of the lower order's probability."""
 
 
 def discounts(counts: Ids) -> Floats:
@@ -106,13 +106,13 @@ class KneserNey:
 
     def _estimate(self, contexts: Ids, ngrams: Ids, counts: Ids) -> _Order:
         context = ngrams // self.vocabulary_size
-        off = discounts(counts)[np.minimum(counts, 3)]
+        discount = discounts(counts)[np.minimum(counts, 3)]
         totals = np.bincount(context, counts, len(contexts))
         return _Order(
             contexts=contexts,
             ngrams=ngrams,
-            kept=(counts - off) / totals[context],
-            freed=np.bincount(context, off, len(contexts)) / totals,
+            discounted=(counts - discount) / totals[context],
+            backoff=np.bincount(context, discount, len(contexts)) / totals,
         )
 
     def log_probabilities(self, texts: Texts) -> Floats:
@@ -124,13 +124,13 @@ class KneserNey:
                 context = _find(order.contexts, self._longer(context, texts, length))
             seen = context >= 0
             ngram = _find(order.ngrams, np.where(seen, context * self.vocabulary_size + texts.words, -1))
-            kept = np.where(ngram >= 0, order.kept[ngram], 0.0)
-            probability = np.where(seen, kept + order.freed[context] * probability, probability)
+            discounted = np.where(ngram >= 0, order.discounted[ngram], 0.0)
+            probability = np.where(seen, discounted + order.backoff[context] * probability, probability)
         logs: Floats = np.log(probability)
         return logs
 
 
 def _find(table: Ids, keys: Ids) -> Ids:
-    """Where each key is in a sorted table; -1 where it is not."""
-    place = np.minimum(np.searchsorted(table, keys), len(table) - 1)
-    return np.where(table[place] == keys, place, -1)
+    """The index of each key in a sorted table; -1 where it is not."""
+    index = np.minimum(np.searchsorted(table, keys), len(table) - 1)
+    return np.where(table[index] == keys, index, -1)

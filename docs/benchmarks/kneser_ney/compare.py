@@ -1,9 +1,9 @@
-"""A run of ELMo beside n-gram models of the same text: `python -m tests.compare_kneser_ney RUN`.
+"""A run of ELMo beside n-gram models of the same text: `python docs/benchmarks/kneser_ney/compare.py RUN`.
 
 Kneser-Ney models of several orders count all the text that the run trains on, once, and predict the held-out text: its
 words as the run's vocabulary has them, and the end of every sentence. The forward language model of the run predicts
-the same positions. Both do so twice: every sentence by itself, and a block of text on end, where n-grams reach back
-over the ends of sentences and ELMo carries its states.
+the same positions. Both do so twice: on single sentences, and on continuous text, where n-grams reach back over the
+ends of sentences and ELMo carries its states.
 """
 
 import argparse
@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from pretrain.runtime.run_folder import RunFolder
+from kneser_ney import KneserNey, Texts
 
 from pretrain.config.data import DataConfig
 from pretrain.data.corpus import PreparedSource, open_corpus, source_weights
@@ -22,8 +22,8 @@ from pretrain.errors import ConfigError
 from pretrain.evaluate import evaluate
 from pretrain.models.elmo.tokens import WordTokenizer
 from pretrain.models.loss import exp
+from pretrain.runs.folder import RunFolder
 from pretrain.runs.trained import read_tokenizer
-from tests.kneser_ney import KneserNey, Texts
 
 ORDERS = (1, 2, 3, 4, 5)
 
@@ -34,7 +34,7 @@ class Losses:
 
     by_sentence: float
     across: float
-    """Of text on end."""
+    """Of continuous text."""
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ class Comparison:
         names = [f"{order}-gram, modified Kneser-Ney" for order in self.ngrams] + [f"{self.what}, forward"]
         return [
             f"{self.training_words:,} words and ends of sentences learned from, {self.predictions:,} predicted",
-            "perplexity of every sentence by itself, and of text on end:",
+            "perplexity of single sentences, and of continuous text:",
             *(
                 f"{exp(losses.by_sentence):9,.2f} {exp(losses.across):9,.2f}  {name}"
                 for name, losses in zip(names, [*self.ngrams.values(), self.forward], strict=True)
@@ -120,7 +120,7 @@ def files(paths: Sequence[str], tokenizer: WordTokenizer) -> Iterator[Sequence[P
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Prints a comparison."""
-    parser = argparse.ArgumentParser(prog="python -m tests.compare_kneser_ney", description=__doc__)
+    parser = argparse.ArgumentParser(prog="compare.py", description=__doc__)
     parser.add_argument("run", type=Path, help="a run folder of ELMo with a checkpoint")
     parser.add_argument("--data", nargs="+", default=(), metavar="FILE", help="plain text instead of the held-out text")
     parser.add_argument("--checkpoint", default="best", help="best, newest or the number of a step")

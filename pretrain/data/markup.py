@@ -1,0 +1,166 @@
+"""Annotated text as plain text: CoNLL-U and XML."""
+
+import html
+import re
+from collections.abc import Iterator
+from itertools import chain
+from typing import Any, BinaryIO
+from xml.parsers import expat
+
+from pretrain.config.data import ConlluSource, XmlSource
+from pretrain.data.files import open_files
+from pretrain.data.text import check_is_text, first_line, read_lines
+from pretrain.errors import DataError
+
+CHUNK = 1 << 16
+COLUMNS = 10
+_INDEX = re.compile(r"(\d+)(?:-(\d+)|(\.\d+))?")
+"""The number of a word, of several (2-3), or of an empty node (8.1), which is no word of the text."""
+BREAKS = {"br", "lb", "cb", "pb"}
+"""Empty elements that stand for white space (unless TEI's `break="no"` says otherwise)."""
+
+
+def read_conllu(source: ConlluSource) -> Iterator[str]:
+    """Documents as lines of a sentence each; a file without `# newdoc` is one document."""
+    for name, file in open_files(source.files):
+        document: list[str] = []
+        sentence: list[tuple[int, str]] = []
+        for number, line in enumerate(chain(read_lines(file, name, source.encoding), [""]), 1):
+            if line.strip():
+                sentence.append((number, line))
+                if line.startswith("#") and line[1:].split()[:1] == ["newdoc"] and document:
+                    yield "\n".join(document)
+                    document = []
+            elif sentence:
+                if text := _sentence(sentence, name):
+                    document.append(text)
+                sentence = []
+        if document:
+            yield "\n".join(document)
+
+
+def _sentence(lines: list[tuple[int, str]], name: str) -> str:
+    """The text of a sentence: that of its `# text`, else its words, with a space after each unless SpaceAfter=No."""
+    words: list[str] = []
+    covered = 0  # "2-3 vámonos" is a word of the text; "2 vamos" and "3 nos" beneath it are not
+    for number, line in lines:
+        if line.startswith("#"):
+            key, _, value = line[1:].partition("=")
+            if key.strip() == "text" and value.strip():
+                return value.strip()
+            continue
+        columns = line.split("\t")
+        index = _INDEX.fullmatch(columns[0])
+        if len(columns) != COLUMNS or index is None:
+            raise DataError(
+                f"{name}, line {number}: not CoNLL-U, whose lines have {COLUMNS} columns separated by tabs, first the "
+                f"number of a word (here: {len(columns)}, first {columns[0][:20]!r})"
+            )
+        first, last, is_empty = index.groups()
+        if not is_empty and int(first) > covered:
+            words.append(columns[1] if "SpaceAfter=No" in columns[-1].split("|") else f"{columns[1]} ")
+        covered = int(last) if last else covered
+    return "".join(words).strip()
+
+
+def read_xml(source: XmlSource) -> Iterator[str]:
+    """The text of each outermost `document` element; with `paragraph`, a line per outermost one within it.
+
+    Nothing is held but the document being read. Entities that a file declares are refused (a few lines of them can
+    stand for gigabytes), and nothing outside of the file is read; those of HTML, such as `&nbsp;`, are known.
+    """
+    for name, file in open_files(source.files):
+        reader = _XmlReader(source, name)
+        for chunk in _chunks(file, name, source.encoding):
+            yield from reader.read(chunk)
+        yield from reader.read(b"", final=True)
+        if not reader.found:
+            raise DataError(f"{name}: no element {source.document!r}; there are {', '.join(sorted(reader.seen)[:20])}")
+
+
+def _chunks(file: BinaryIO, name: str, encoding: str | None) -> Iterator[bytes | str]:
+    """An XML file as its parser takes it: text where its encoding is given, else bytes."""
+    if encoding is not None:
+        yield from (f"{line}\n" for line in read_lines(file, name, encoding))
+        return
+    check_is_text(file, name, encoding)
+    try:
+        while chunk := file.read(CHUNK):
+            yield chunk
+    except Exception as error:  # every compression, and every file system, has exceptions of its own
+        raise DataError(f"{name}: cannot be read: {first_line(error)}") from None
+
+
+class _XmlReader:
+    """Collects the text of documents from one XML file, fed in chunks."""
+
+    def __init__(self, source: XmlSource, name: str) -> None:
+        self.seen: set[str] = set()
+        """Names of elements."""
+        self.found = False
+        self._source, self._name = source, name
+        self._document = self._paragraph = 0  # how many elements deep we are in one; 0: outside
+        self._text: list[str] = []
+        self._lines: list[str] = []
+        self._documents: list[str] = []
+        self._parser: Any = expat.ParserCreate(namespace_separator="}")
+        self._parser.buffer_text = True
+        self._parser.StartElementHandler = self._start
+        self._parser.EndElementHandler = self._end
+        self._parser.CharacterDataHandler = self._text_found
+        self._parser.EntityDeclHandler = self._refuse
+        self._parser.SkippedEntityHandler = self._entity
+        self._parser.UseForeignDTD(True)  # so that an undeclared entity is asked for instead of an error
+
+    def read(self, chunk: bytes | str, final: bool = False) -> Iterator[str]:
+        """The documents that end in a chunk."""
+        try:
+            self._parser.Parse(chunk, final)
+        except expat.ExpatError as error:
+            problem = expat.ErrorString(error.code)
+            raise DataError(f"{self._name}, line {error.lineno}: not XML: {problem}") from None
+        documents, self._documents = self._documents, []
+        yield from documents
+
+    def _start(self, qualified: str, attributes: dict[str, str]) -> None:
+        name = qualified.rpartition("}")[2]
+        if len(self.seen) < 1000:
+            self.seen.add(name)
+        if self._document or name == self._source.document:
+            self._document += 1
+            self.found = True
+            if self._paragraph or name == self._source.paragraph:
+                if not self._paragraph:
+                    self._text = []
+                self._paragraph += 1
+        if name in BREAKS and attributes.get("break") != "no":
+            self._text_found(" ")
+
+    def _end(self, qualified: str) -> None:
+        if self._paragraph:
+            self._paragraph -= 1
+            if not self._paragraph:
+                self._lines.append(" ".join("".join(self._text).split()))
+        if self._document:
+            self._document -= 1
+            if not self._document:
+                text = "".join(self._text) if self._source.paragraph is None else "\n".join(self._lines)
+                self._documents.append(text)
+                self._text, self._lines = [], []
+
+    def _text_found(self, text: str) -> None:
+        if self._paragraph or (self._document and self._source.paragraph is None):
+            self._text.append(text)
+
+    def _entity(self, name: str, is_parameter: bool) -> None:
+        if not is_parameter:
+            text = html.unescape(f"&{name};")
+            if text == f"&{name};":
+                self._fail(f"the entity &{name}; is not known")
+            self._text_found(text)
+
+    def _refuse(self, name: str, *_: Any) -> None:
+        self._fail(f"it declares the entity {name!r}: such files are not read; replace its entities first")
+
+    def _fail(self, problem: str) -> None:
+        raise DataError(f"{self._name}, line {self._parser.CurrentLineNumber}: {problem}")

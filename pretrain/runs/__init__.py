@@ -1,0 +1,1 @@
+"""What a run leaves on disk, found, verified, read and written; no Lightning, no DeepSpeed."""
