@@ -1,6 +1,7 @@
 """Lightning strategies from our config: one device, DDP, or DeepSpeed ZeRO on CUDA/NCCL and on CPU/gloo."""
 
 import importlib
+import math
 import os
 from typing import Any
 
@@ -9,8 +10,8 @@ from lightning.pytorch.accelerators import CPUAccelerator
 from lightning.pytorch.strategies import DDPStrategy, DeepSpeedStrategy, SingleDeviceStrategy, Strategy
 
 from pretrain.config.run import RunConfig
-from pretrain.errors import TrainingError
 from pretrain.runtime.collectives import TIMEOUT
+from pretrain.training.callbacks import check_finite
 
 
 class ZeroStrategy(DeepSpeedStrategy):
@@ -28,17 +29,14 @@ class ZeroStrategy(DeepSpeedStrategy):
     def optimizer_step(self, *args: Any, **kwargs: Any) -> Any:
         """Ends a micro-batch, the last of a step with an update.
 
-        Raises TrainingError, on all ranks alike, for a gradient with NaN or infinity: DeepSpeed skips that step and goes
-        on, whatever its overflow check is set to.
+        Raises TrainingError, on all ranks alike, for a gradient with NaN or infinity: DeepSpeed would skip that step
+        and go on, whatever its overflow check is set to.
         """
         result = super().optimizer_step(*args, **kwargs)
         engine: Any = self.model
         if engine.optimizer.overflow:
             module: Any = self.lightning_module
-            raise TrainingError(
-                f"step {module.step + 1}: the norm of the gradient is NaN or infinite: nothing was saved since the last "
-                "checkpoint; lower optimizer.peak_learning_rate or lengthen schedule.warmup_steps"
-            )
+            check_finite(module.step + 1, "the norm of the gradient", math.inf)
         return result
 
 
