@@ -5,7 +5,8 @@ from collections.abc import Sequence
 import pytest
 import torch
 
-from pretrain.models.loss import LossSums, LossTerm, measure_held_out, nothing
+from pretrain.models.loss import LossSums, LossTerm, zeroed
+from pretrain.runs.held_out import measure_held_out
 
 CPU = torch.device("cpu")
 
@@ -31,7 +32,7 @@ def test_losses_accuracies_and_majorities() -> None:
     sums = LossSums()
     repeated = {"mlm": words(99.0, 9), "nsp": pairs(99.0, 4, [4, 0]), "kind": words(9.0, 9, 9)}
     sums.add({"mlm": words(6.0, 3), "nsp": pairs(2.0, 3, [3, 1]), "kind": words(4.0, 2, 1)})
-    sums.add({name: nothing(term) for name, term in repeated.items()})
+    sums.add({name: zeroed(term) for name, term in repeated.items()})
     sums.add({"mlm": words(4.0, 2), "nsp": pairs(3.0, 2, [1, 5]), "kind": words(5.0, 4, 2)})
     losses = sums.reduce(["nsp", "mlm", "kind"], CPU)
     assert losses.terms == {"nsp": 5 / 10, "mlm": 10 / 5, "kind": 9 / 6}
@@ -46,7 +47,7 @@ def test_losses_accuracies_and_majorities() -> None:
 
 def test_terms_without_a_prediction() -> None:
     sums = LossSums()
-    sums.add({"nsp": nothing(pairs(1.0, 1, [1, 0]))})
+    sums.add({"nsp": zeroed(pairs(1.0, 1, [1, 0]))})
     losses = sums.reduce(["nsp"], CPU)
     assert (losses.terms, losses.accuracies, losses.majorities) == ({"nsp": 0}, {"nsp": 0}, {"nsp": 0})
 
