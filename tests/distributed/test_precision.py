@@ -91,7 +91,7 @@ def distance(gradient: dict[str, Tensor], reference: dict[str, Tensor], part: st
         ("bert", "encoder.embeddings.", 0.01),
         ("elmo", "softmax", 0.01),
         # Rounded to bfloat16, the maximum over a word's windows has ties, and a gradient goes to one of them.
-        ("elmo", "characters", 0.04),
+        ("elmo", "characters", 0.02),
     ],
 )
 def test_a_step_in_bf16_does_not_depend_on_how_it_is_split(
