@@ -49,8 +49,9 @@ def train(config: RunConfig, stop_after: int | None = None, *, extend: bool = Fa
     if launched is not None:
         end_with_launcher()
         return train_launched(config, folder, launched, stop_after, extend=extend)
+    folder.check(config, extend=extend)  # before a lock is made in what may be no run folder
     with folder.lock() as lock:
-        folder.check(config, extend=extend)
+        folder.check(config, extend=extend)  # and again, with nobody else at it
         if finished(config, folder):
             return Ended(folder.path)
         check_wandb(config)

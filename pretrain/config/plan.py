@@ -63,13 +63,10 @@ def plan_run(config: RunConfig, ranks: int) -> Plan:
 
 
 def _memory(config: RunConfig, parameters: int, ranks: int, stage: int) -> int:
-    """Bytes per rank: weights, gradients, master weights (bf16 under ZeRO only) and optimizer states."""
-    mixed = config.precision == "bf16-mixed" and stage > 0
-    weights, gradients = (2, 2) if mixed else (4, 4)
-    states = BYTES_PER_PARAMETER[config.optimizer.kind] + (4 if mixed else 0)
+    """Bytes per rank: weights, gradients and optimizer states, all float32 in either precision."""
     per_parameter = (
-        weights / (ranks if stage >= 3 else 1)
-        + gradients / (ranks if stage >= 2 else 1)
-        + states / (ranks if stage >= 1 else 1)
+        4 / (ranks if stage >= 3 else 1)
+        + 4 / (ranks if stage >= 2 else 1)
+        + BYTES_PER_PARAMETER[config.optimizer.kind] / (ranks if stage >= 1 else 1)
     )
     return round(parameters * per_parameter)
