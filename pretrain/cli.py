@@ -9,7 +9,7 @@ from typing import Any, Literal, NoReturn
 
 import click
 
-from pretrain.errors import ConfigError, PretrainError
+from pretrain.errors import PretrainError
 from pretrain.runtime.collectives import leave_ranks
 from pretrain.runtime.launcher import end_rank
 from pretrain.runtime.logging import set_up_logging
@@ -18,6 +18,7 @@ from pretrain.runtime.world import world
 LINES = ["paragraph", "sentence", "wrapped"]
 STATES = "An LSTM's states: carried from sentence to sentence (the default), or reset before each."
 PER_SENTENCE = "Write each word's log-probability to FILE, a sentence a line, in JSON."
+SPEED = "Of all ranks together, for the time; by default what the run itself has measured, if it has begun."
 CONFIG = click.argument("config", type=str)
 OVERRIDES = click.argument("overrides", nargs=-1, metavar="[section.option=value …]")
 NEEDS_TRAIN = {
@@ -176,17 +177,17 @@ def bench(config: str, overrides: tuple[str, ...], steps: int, compiled_baseline
 @main.command("config")
 @CONFIG
 @OVERRIDES
-def show_config(config: str, overrides: tuple[str, ...]) -> None:
-    """Print the resolved run of CONFIG and the numbers that follow from it."""
+@click.option("--speed", type=click.FloatRange(min=0, min_open=True), metavar="TOKENS_PER_SECOND", help=SPEED)
+@click.option("--bench", type=click.Path(path_type=Path), metavar="FILE", help="What `pretrain bench --json` wrote.")
+def show_config(config: str, overrides: tuple[str, ...], speed: float | None, bench: Path | None) -> None:
+    """Print the resolved run of CONFIG, and what it takes: memory, passes over the corpus, time."""
     from pretrain.config.load import dump_config, load_config
-    from pretrain.config.plan import plan_run
+    from pretrain.plan import plan
 
     run = load_config(config, overrides)
-    ranks = 1 if run.sharding.ranks == "auto" else run.sharding.ranks
-    if problems := run.rank_problems(ranks):
-        raise ConfigError("\n".join(problems))
+    numbers, known_speed = plan(run, speed, bench)
     click.echo(dump_config(run), nl=False)
-    for line in plan_run(run, ranks).lines():
+    for line in numbers.lines(known_speed):
         click.echo(f"# {line}")
 
 
