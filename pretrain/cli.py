@@ -2,6 +2,7 @@
 
 import errno
 import json
+import signal
 import sys
 import time
 from pathlib import Path
@@ -19,6 +20,10 @@ LINES = ["paragraph", "sentence", "wrapped"]
 STATES = "An LSTM's states: carried from sentence to sentence (the default), or reset before each."
 PER_SENTENCE = "Write each word's log-probability to FILE, a sentence a line, in JSON."
 SPEED = "Of all ranks together, for the time; by default what the run itself has measured, if it has begun."
+LONG = (
+    "A text longer than the model reads: stop (the default), read it in windows, cut it short (its last words get no "
+    "vector), or skip it (0 words). How many there were is said at the end."
+)
 CONFIG = click.argument("config", type=str)
 OVERRIDES = click.argument("overrides", nargs=-1, metavar="[section.option=value …]")
 NEEDS_TRAIN = {
@@ -192,12 +197,15 @@ def show_config(config: str, overrides: tuple[str, ...], speed: float | None, be
 
 
 @main.command()
-@click.argument("model", type=click.Path(path_type=Path))
+@click.argument("model", metavar="MODEL|RUN", type=click.Path(path_type=Path))
 @click.argument("input", type=str)
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="File to write (.hdf5).")
 @click.option("--layers", default="all", show_default=True, help="`all`, or layers by number, such as -1 or 0,2.")
 @click.option("--output", type=click.Choice(["words", "pieces", "sentence"]), default="words", show_default=True)
 @click.option("--split", is_flag=True, help="Lines are words separated by white space: take them as they are.")
+@click.option("--long", type=click.Choice(["error", "split", "truncate", "skip"]), default="error", help=LONG)
+@click.option("--encoding", default="utf-8", show_default=True, help="Of INPUT, such as latin-1.")
+@click.option("--checkpoint", default="best", show_default=True, help="Of a run: best, newest, or a step.")
 @click.option("--batch-size", type=click.IntRange(min=1), default=32, show_default=True, help="Texts at a time.")
 def embed(
     model: Path,
@@ -206,11 +214,18 @@ def embed(
     layers: str,
     output: Literal["words", "pieces", "sentence"],
     split: bool,
+    long: Literal["error", "split", "truncate", "skip"],
+    encoding: str,
+    checkpoint: str,
     batch_size: int,
 ) -> None:
-    """Turn the lines of INPUT (a file, or - for standard input) into vectors of MODEL, a model folder."""
+    """Turn the lines of INPUT (a file, or - for standard input) into vectors of MODEL, a model folder or a run.
+
+    After an error, Ctrl-C or SIGTERM, the lines done are kept in a file that ends in .partial.
+    """
     from pretrain.embed import embed, parse_layers
 
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     count = embed(
         model,
         input,
@@ -218,6 +233,9 @@ def embed(
         layers=parse_layers(layers),
         output=output,
         is_split_into_words=split,
+        long=long,
         batch_size=batch_size,
+        checkpoint=checkpoint,
+        encoding=encoding,
     )
     click.echo(f"{count:,} texts in {out}")

@@ -248,6 +248,9 @@ def test_the_vectors_of_a_checkpoint_and_of_its_export_are_the_same(
         a, b = ours.encode(text, layers="all"), theirs.encode(text, layers="all")
         np.testing.assert_allclose(a, b, rtol=1e-6, atol=1e-7)
 
+    read = get_family(made.config.model.kind).format.read(folder)
+    assert read.language == made.config.data.language == "en"
+
     card = (folder / "README.md").read_text(encoding="utf-8")
     assert "license: cc0-1.0" in card
     assert "corpus.txt" in card and f"{trained.step} of 6 steps" in card

@@ -51,7 +51,7 @@ def settle_tokenizer(config: RunConfig, family: TextFamily) -> RunConfig:
     ]
     if wrong:
         raise ConfigError("\n".join(wrong))
-    theirs["vocabulary_size"] = tokenizer.vocabulary_size  # what is most that may be learned, and nothing is learned
+    theirs["vocabulary_size"] = max(ours.vocabulary_size, tokenizer.vocabulary_size)  # the most; nothing is learned
     return config.model_copy(update={"tokenizer": ours.model_copy(update=theirs)})
 
 

@@ -1,37 +1,28 @@
 """Contextual vectors of text, from a model folder of either family."""
 
-import logging
 import numbers
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal, get_args
 
+import numpy as np
 import torch
 from torch import nn
 from tqdm import tqdm
 
-from pretrain.data.text import clean, clean_word
-from pretrain.embedding.pooling import Vectors, count_words_without_piece, pool_sentence, pool_words
-from pretrain.errors import ExportError
-from pretrain.models import find_family
+from pretrain.embedding.pooling import Vectors, pool_sentence, pool_words
+from pretrain.embedding.sentence_modules import SentenceModules, read_sentence_modules
+from pretrain.embedding.texts import Text, as_texts, cleaned
+from pretrain.embedding.windows import FittedText, Long, Tally, fit_texts
+from pretrain.embedding.windows import TextTooLong as TextTooLong
+from pretrain.errors import ConfigError, ExportError
+from pretrain.models import find_family, get_family
 from pretrain.models.family import Family, LayerVectors, Pieces, Tokenizer
+from pretrain.runtime.machine import exact_float32
 
-log = logging.getLogger(__name__)
-
-Text = str | Sequence[str]
-"""A raw text, or the words of one."""
 Layers = int | Sequence[int] | Literal["all"]
 """One layer, several, or all; negative numbers count from the top."""
 Output = Literal["words", "pieces", "sentence"]
-
-
-class TextTooLong(ValueError):
-    """A text has more pieces than the model reads; `index` is its number among the texts given."""
-
-    def __init__(self, index: int, num_pieces: int, limit: int) -> None:
-        self.index = index
-        self.problem = f"{num_pieces} pieces, special tokens included; the model reads at most {limit}"
-        super().__init__(f"text {index} has {self.problem}")
 
 
 class Embedder:
@@ -43,7 +34,13 @@ class Embedder:
     """
 
     def __init__(
-        self, family: Family, model: nn.Module, tokenizer: Tokenizer, device: str | torch.device | None = None
+        self,
+        family: Family,
+        model: nn.Module,
+        tokenizer: Tokenizer,
+        device: str | torch.device | None = None,
+        *,
+        sentence_modules: SentenceModules | None = None,
     ) -> None:
         self.kind = family.kind
         """The family: `elmo` or `bert`."""
@@ -53,21 +50,40 @@ class Embedder:
         device = device or ("cuda" if torch.cuda.is_available() else "cpu")
         self._encoder = model.get_submodule("encoder").to(device, torch.float32).eval()
         self._carried: torch.Tensor | None = None
-        layers = self._run([tokenizer.pieces("")], None)[0].layers
+        layers = self._run([tokenizer.pieces([])], None)[0].layers
         self._num_layers, self._width = len(layers), layers[0].shape[-1]
+        self._sentence_modules = None if sentence_modules is None else sentence_modules.checked(self._width, tokenizer)
+        asked = None if sentence_modules is None else sentence_modules.max_length
+        limits = [getattr(self._encoder, "max_positions", None), asked or getattr(tokenizer, "max_length", None)]
+        self._max_length = min((limit for limit in limits if limit is not None), default=None)
 
     @classmethod
-    def load(cls, folder: str | Path, device: str | torch.device | None = None) -> "Embedder":
+    def load(cls, folder: str | Path, device: str | torch.device | None = None, checkpoint: str = "best") -> "Embedder":
         """The model in `folder`, in any published format that we read, on `device` (None: CUDA where there is one).
 
-        Raises ExportError where the folder holds no model, more than one, or no tokenizer.
+        A folder of sentence-transformers (every BERT that we export is one) also says how a text's vector is made. The
+        folder may also be a run's; then `checkpoint` says which of its models is meant: `best`, `newest`, or a step.
+        Run folders need the packages for training.
+
+        Raises ExportError where the folder holds no model, more than one, or no tokenizer; CheckpointError or
+        ConfigError for a checkpoint that is not there.
         """
-        folder = Path(folder)
-        family = find_family(folder)
-        read = family.format.read(folder)
+        folder, modules = Path(folder), None
+        if (folder / "config.yaml").is_file():  # `is_run`, which is where packages for training are imported
+            from pretrain.runs.trained import read_model
+
+            read, _ = read_model(folder, checkpoint)
+            family = get_family(read.config.kind)
+        elif checkpoint != "best":
+            raise ConfigError(f"{folder}: not a run folder, so that there is no checkpoint {checkpoint} to choose")
+        else:
+            modules = read_sentence_modules(folder)
+            model_folder = folder if modules is None else modules.transformer
+            family = find_family(model_folder)
+            read = family.format.read(model_folder)
         if read.tokenizer is None:
             raise ExportError(f"{folder} holds a {family.kind} model but no tokenizer, which vectors of text need")
-        return cls(family, read.model, read.tokenizer, device)
+        return cls(family, read.model, read.tokenizer, device, sentence_modules=modules)
 
     @property
     def num_layers(self) -> int:
@@ -79,9 +95,14 @@ class Embedder:
         """Width of a vector, the same for every layer."""
         return self._width
 
+    @property
+    def max_length(self) -> int | None:
+        """The most pieces of a text, special tokens included, by the model's positions and the folder's settings."""
+        return self._max_length
+
     def words(self, text: Text) -> list[str]:
         """The words of a text (as they stand in it) whose vectors `encode` gives, in the same order."""
-        return self.tokenizer.pieces(clean(text) if isinstance(text, str) else text).words
+        return self.tokenizer.pieces(cleaned(text)).words
 
     def reset_states(self) -> None:
         """Lets every row start from zero state again at the next stateful call."""
@@ -94,6 +115,7 @@ class Embedder:
         *,
         layers: Layers = -1,
         is_split_into_words: bool = False,
+        long: Long = "error",
         stateful: bool = False,
         batch_size: int = 32,
         show_progress_bar: bool = False,
@@ -109,42 +131,51 @@ class Embedder:
         | "pieces"   | (pieces, width)    | (layers, pieces, width)                                 |
         | "sentence" | (width,)           | (layers, width)                                         |
 
-        A word is the mean of its pieces; a sentence the mean of all pieces that belong to words; "pieces" are those
-        of the text: special tokens are in none of the three. A text without words gives arrays of 0 words, and zeros
-        as a sentence. A word without a piece gives zeros, and one logged warning a call says how many there were.
+        A word is the mean of its pieces; "pieces" are those of the text, without special tokens. A sentence is what the
+        folder's `modules.json` makes of all pieces, special tokens included, as sentence-transformers does; where there
+        is none, the mean of all pieces that belong to words. A text without words gives arrays of 0 words, and zeros as
+        the latter. A word without a piece gives zeros, and one logged warning a call says how many there were.
+
+        `long` says what becomes of a text with more pieces than the model reads (`max_length`; ELMo has no limit).
+
+        | long       |                                                                                        |
+        |------------|----------------------------------------------------------------------------------------|
+        | "error"    | TextTooLong                                                                            |
+        | "split"    | read in windows without overlap, cut between sentences where possible, else between    |
+        |            | words; every word has its vector. Context ends at a window's edges: words near one     |
+        |            | have less of it than they could                                                        |
+        | "truncate" | the words that fit have vectors, those behind them have none: the array has fewer rows |
+        |            | than `words` has words                                                                 |
+        | "skip"     | arrays of 0 words; zeros as a sentence                                                 |
+
+        One logged warning a call says how many texts were too long, and how many words have no vector.
 
         Every text starts from zero state. `stateful=True`, for families that carry state, is what published ELMo
         does: text i goes on from where text i of the stateful call before ended. There are as many rows of state as
         texts in the longest call; a shorter one leaves the others' as they are.
 
-        Raises ValueError for a bad value, and TextTooLong, which is one, for a text longer than the model reads.
+        Raises ValueError for a bad value, and TextTooLong, which is one, for a text longer than the model reads;
+        ExportError for raw text where the folder's tokenizer needs a program that is not here, and for "sentence" where
+        the folder has modules that are not.
         """
-        single, items = _as_texts(texts, is_split_into_words)
-        pieces = self.pieces(items)
-        if output == "words":
-            warn_of_words_without_piece(sum(map(count_words_without_piece, pieces)), sum(len(p.words) for p in pieces))
-        with tqdm(total=len(pieces), unit=" texts", disable=not show_progress_bar) as bar:
-            vectors = self.encode_pieces(
-                pieces, output, layers=layers, stateful=stateful, batch_size=batch_size, progress=bar
+        single, items = as_texts(texts, is_split_into_words)
+        fitted = self.fit(items, long)
+        with tqdm(total=len(fitted), unit=" texts", disable=not show_progress_bar) as bar:
+            vectors = self.encode_fitted(
+                fitted, output, layers=layers, stateful=stateful, batch_size=batch_size, progress=bar
             )
+        tally = Tally()
+        tally.add(fitted)
+        tally.report(output, long, self.max_length)
         return vectors[0] if single else vectors
 
-    def pieces(self, texts: Sequence[Text]) -> list[Pieces]:
-        """Texts, raw or as words, as the model reads them; raises TextTooLong for one with too many pieces."""
-        pieces = [
-            self.tokenizer.pieces(clean(text) if isinstance(text, str) else list(map(clean_word, text)))
-            for text in texts
-        ]
-        limit: int | None = getattr(self._encoder, "max_positions", None)
-        if limit is not None:
-            for index, text in enumerate(pieces):
-                if len(text.tokens) > limit:
-                    raise TextTooLong(index, len(text.tokens), limit)
-        return pieces
+    def fit(self, texts: Sequence[Text], long: Long = "error") -> list[FittedText]:
+        """Texts, raw or as words, as the model reads them; raises TextTooLong, by `long`, for one that is too long."""
+        return fit_texts([self.tokenizer.pieces(cleaned(text)) for text in texts], self._max_length, long)
 
-    def encode_pieces(
+    def encode_fitted(
         self,
-        pieces: Sequence[Pieces],
+        texts: Sequence[FittedText],
         output: Output = "words",
         *,
         layers: Layers = -1,
@@ -161,15 +192,14 @@ class Embedder:
             raise ValueError(f"stateful is True, but {self.kind} models carry no state from text to text")
         chosen = self.layer_numbers(layers)
         pooled: dict[int, Vectors] = {}
-        for rows, vectors in self._batches(pieces, batch_size, stateful):
-            # [texts, layers, pieces, width]
-            arrays = torch.stack([vectors.layers[layer] for layer in chosen], dim=1).cpu().numpy()
-            for row, array in zip(rows, arrays, strict=True):
-                every = _pool(array[:, : len(pieces[row].tokens)], pieces[row], output)
-                pooled[row] = every[0] if _is_number(layers) else every
+        for row, vectors in self._encode_windows(texts, chosen, batch_size, stateful):
+            every = self._pool(vectors, texts[row].pieces, output)
+            if not texts[row].windows:  # a folder's modules may make something even of nothing
+                every = np.zeros_like(every)
+            pooled[row] = every[0] if _is_number(layers) else every
             if progress is not None:
-                progress.update(len(rows))
-        return [pooled[row] for row in range(len(pieces))]
+                progress.update()
+        return [pooled[row] for row in range(len(texts))]
 
     def layer_numbers(self, layers: Layers) -> list[int]:
         """The layers meant, counted from 0; raises ValueError for one that the model has not."""
@@ -185,6 +215,33 @@ class Embedder:
                     f"0 to {self.num_layers - 1} or -{self.num_layers} to -1"
                 )
         return [int(number) % self.num_layers for number in chosen]
+
+    def _encode_windows(
+        self, texts: Sequence[FittedText], layers: Sequence[int], batch_size: int, stateful: bool
+    ) -> Iterator[tuple[int, Vectors]]:
+        """Which of `texts`, and its vectors [layers, pieces, width], once all of its windows are encoded."""
+        windows = [(row, number) for row, text in enumerate(texts) for number in range(len(text.windows))]
+        pieces = [texts[row].windows[number] for row, number in windows]
+        missing = [len(text.windows) for text in texts]
+        whole: dict[int, Vectors] = {}
+
+        def zeros(row: int) -> Vectors:
+            return np.zeros((len(layers), len(texts[row].pieces.tokens), self.width), np.float32)
+
+        for row in range(len(texts)):
+            if not missing[row]:
+                yield row, zeros(row)
+        for batch, vectors in self._batches(pieces, batch_size, stateful):
+            # [windows, layers, pieces, width]
+            arrays = torch.stack([vectors.layers[layer] for layer in layers], dim=1).cpu().numpy()
+            for index, array in zip(batch, arrays, strict=True):
+                row, number = windows[index]
+                if row not in whole:
+                    whole[row] = zeros(row)
+                texts[row].put(array, number, whole[row])
+                missing[row] -= 1
+                if not missing[row]:
+                    yield row, whole.pop(row)
 
     def _batches(
         self, pieces: Sequence[Pieces], batch_size: int, stateful: bool
@@ -205,61 +262,24 @@ class Embedder:
         if stateful:
             self._carried = state
 
+    def _pool(self, vectors: Vectors, pieces: Pieces, output: Output) -> Vectors:
+        """[layers, pieces, width] as `output` says."""
+        if output == "words":
+            return pool_words(vectors, pieces.word_of, len(pieces.words))
+        if output == "pieces":
+            return vectors[:, pieces.word_of >= 0]
+        if self._sentence_modules is not None:
+            return self._sentence_modules(vectors)
+        return pool_sentence(vectors, pieces.word_of)
+
     @torch.no_grad()
     def _run(self, pieces: list[Pieces], carried: torch.Tensor | None) -> tuple[LayerVectors, torch.Tensor]:
         """The family's encoder on one batch."""
-        # cuDNN convolves in TF32 by default, which keeps three digits
-        with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
+        with exact_float32():
             vectors, after = self._family.encode(self._encoder, pieces, carried)
         return vectors, after
-
-
-def warn_of_words_without_piece(count: int, words: int) -> None:
-    """Says, where there were any, how many words got zero vectors."""
-    if count:
-        log.warning("%d of %d words have no piece, as control characters have none: their vectors are 0", count, words)
 
 
 def _is_number(layers: object) -> bool:
     """Whether it is one whole number, NumPy's included; true and false are none."""
     return isinstance(layers, numbers.Integral) and not isinstance(layers, bool)
-
-
-def _pool(vectors: Vectors, pieces: Pieces, output: Output) -> Vectors:
-    """[layers, pieces, width] as `output` says."""
-    if output == "words":
-        return pool_words(vectors, pieces.word_of, len(pieces.words))
-    if output == "sentence":
-        return pool_sentence(vectors, pieces.word_of)
-    return vectors[:, pieces.word_of >= 0]
-
-
-def _as_texts(texts: str | Iterable[Text], is_split_into_words: bool) -> tuple[bool, list[Text]]:
-    """Whether a single text was given, and the texts; raises ValueError where they are not what the flag says."""
-    if isinstance(texts, str):
-        if is_split_into_words:
-            raise ValueError("texts is a string; with is_split_into_words=True a text is a list of words")
-        return True, [texts]
-    items = list(texts)
-    if not is_split_into_words:
-        for index, item in enumerate(items):
-            if not isinstance(item, str):
-                raise ValueError(
-                    f"text {index} is a {type(item).__name__}, not a string; "
-                    "texts that are lists of words need is_split_into_words=True"
-                )
-        return False, items
-    words = [item for item in items if isinstance(item, str)]
-    if words and len(words) == len(items):
-        for index, word in enumerate(words):
-            # a list of raw texts would otherwise pass for the words of one
-            if len(word.split()) > 1:
-                raise ValueError(
-                    f"string {index} is more than one word; with is_split_into_words=True a list of strings is one "
-                    "text's words (in a list of such lists, words may hold white space)"
-                )
-        return True, [words]
-    for index, item in enumerate(items):
-        if isinstance(item, str) or not all(isinstance(word, str) for word in item):
-            raise ValueError(f"text {index} is no list of words, as is_split_into_words=True asks for")
-    return False, items

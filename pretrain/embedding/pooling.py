@@ -25,7 +25,8 @@ def pool_words(vectors: Vectors, word_of: NDArray[np.int64], num_words: int) -> 
 def pool_sentence(vectors: Vectors, word_of: NDArray[np.int64]) -> Vectors:
     """The mean of the pieces that belong to words: [..., pieces, width] -> [..., width]; zeros where there is none.
 
-    Special tokens are left out, so that the vector does not depend on how many of them a family adds.
+    Special tokens are left out, so that the vector does not depend on how many of them a family adds. This is for
+    models that do not say otherwise (`SentenceModules`).
     """
     real = vectors[..., word_of >= 0, :]
     total: Vectors = real.sum(axis=-2)

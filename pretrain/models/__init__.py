@@ -5,6 +5,7 @@ from pathlib import Path
 
 from pretrain.errors import ExportError
 from pretrain.models.family import Family
+from pretrain.models.published_files import find_tensorflow_checkpoint
 
 FAMILIES = ("elmo", "bert")
 """Every family; each is the package `pretrain.models.<kind>`, which holds its record as `FAMILY`."""
@@ -18,11 +19,15 @@ def get_family(kind: str) -> Family:
 
 def find_family(folder: Path) -> Family:
     """The family of the model in a folder; raises ExportError where there is none, or more than one."""
+    if not folder.exists():
+        raise ExportError(f"{folder}: no such folder")
+    if not folder.is_dir():
+        raise ExportError(f"{folder} is a file, not a model folder")
     families = [get_family(kind) for kind in FAMILIES]
     found = [family for family in families if family.format.recognises(folder)]
     names = " and ".join(f"{family.kind} ({family.format.name} format)" for family in found or families)
-    if not folder.exists():
-        raise ExportError(f"{folder}: no such folder")
+    if not found and (line := find_tensorflow_checkpoint(folder)) is not None:
+        raise ExportError(f"{line}, to one of {names}")
     if not found:
         raise ExportError(f"{folder} is no model folder: looked for {names}, found neither")
     if len(found) > 1:

@@ -97,6 +97,8 @@ class ModelFolder:
     """The family's model config: the architecture."""
     objective: Any
     """The family's objective config: what the model was trained on, as far as the folder says it."""
+    language: str | None = None
+    """The language of the text it was trained on, as `data.language` has it; None where the folder does not say."""
 
 
 @dataclass(frozen=True)

@@ -73,7 +73,7 @@ def read_trained(run: Path, which: str) -> Trained:
             raise CheckpointError(f"{path}: {name} is {found}, the run's model has {list(parameter.shape)}")
         parameter.data.copy_(weights[name])
     state = read_state(path)
-    folder = ModelFolder(model.eval(), tokenizer, config.model, config.objective)
+    folder = ModelFolder(model.eval(), tokenizer, config.model, config.objective, config.data.language)
     return Trained(run_folder, config, folder, state.step, path, state.corpus)
 
 

@@ -6,6 +6,19 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
+_held: set[int] = set()
+"""Descriptors of the locks that this process holds. Processes that it forks, such as a loader's workers, let go of
+them: they may outlive it by seconds, and do nothing that a lock is for."""
+
+
+def _let_go() -> None:
+    for handle in _held:
+        os.close(handle)
+    _held.clear()
+
+
+os.register_at_fork(after_in_child=_let_go)
+
 
 def write_atomically(path: Path, content: str | bytes) -> None:
     """Makes or replaces a file in one go: a reader, or a crash, meets the old content or the new."""
@@ -31,8 +44,8 @@ def flush(path: Path) -> None:
 def exclusive(path: Path) -> Iterator[int | None]:
     """Holds a lock on the file `path`; gives its descriptor, or None where another process holds it.
 
-    The lock belongs to the open file: processes that inherit the descriptor hold it too, and it is free once the last
-    of them has ended, however that happens.
+    The lock belongs to the open file: programs that are started with the descriptor, and `adopt` it, hold it too, and
+    it is free once the last of them has ended, however that happens.
     """
     handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
     try:
@@ -41,6 +54,13 @@ def exclusive(path: Path) -> Iterator[int | None]:
         except BlockingIOError:
             yield None
         else:
+            adopt(handle)
             yield handle
     finally:
+        _held.discard(handle)
         os.close(handle)
+
+
+def adopt(handle: int) -> None:
+    """Makes this process a holder of the lock whose descriptor it was given or started with."""
+    _held.add(handle)

@@ -13,11 +13,13 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 from pretrain.runtime.collectives import leave_ranks
+from pretrain.runtime.files import adopt
 from pretrain.runtime.world import free_port, rank_environment
 
 log = logging.getLogger(__name__)
 
 LAUNCHER = "PRETRAIN_LAUNCHER_PID"
+LOCKS = "PRETRAIN_LOCKS"
 POLL_SECONDS = 0.5
 GRACE_SECONDS = 5.0
 STOPPED = 75
@@ -34,9 +36,9 @@ def spawn_ranks(command: Sequence[str], ranks: int, *, inherited: Sequence[int] 
 
     Ranks that stop because they were asked to leave with `STOPPED`, and so does this. SIGTERM and SIGINT are passed on,
     each once: ranks are a process group of their own, which a terminal's Ctrl-C does not reach. Nothing is left behind:
-    a rank whose launcher is killed ends by itself. Ranks get the file descriptors `inherited`.
+    a rank whose launcher is killed ends by itself. Ranks hold the locks whose descriptors are `inherited`, too.
     """
-    shared = os.environ | {LAUNCHER: str(os.getpid())}
+    shared = os.environ | {LAUNCHER: str(os.getpid()), LOCKS: " ".join(map(str, inherited))}
     port = free_port()
     running: list[subprocess.Popen[bytes]] = []
 
@@ -90,6 +92,8 @@ def _end(running: Sequence[subprocess.Popen[bytes]]) -> None:
 def end_with_launcher() -> None:
     """Ends this process within a second or so of its launcher's death, however that died; a crash says where it was."""
     faulthandler.enable()
+    for handle in os.environ.get(LOCKS, "").split():
+        adopt(int(handle))
     launcher = int(os.environ.get(LAUNCHER, os.getppid()))
 
     def watch() -> None:

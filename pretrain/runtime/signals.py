@@ -8,6 +8,8 @@ from collections.abc import Iterator
 
 log = logging.getLogger(__name__)
 
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
 
 class StopRequest:
     """Whether this process was asked to stop."""
@@ -21,18 +23,22 @@ class StopRequest:
         if threading.current_thread() is not threading.main_thread():
             yield  # only the main thread may change what signals do
             return
-        before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-
-        def note(number: int, _: object) -> None:
-            self.received = True
-            signal.signal(signal.SIGINT, signal.SIG_DFL)
-            signal.signal(signal.SIGTERM, signal.SIG_DFL)
-            log.info("%s: saving after this step; once more ends at once", signal.Signals(number).name)
-
+        before = {number: signal.getsignal(number) for number in SIGNALS}
+        self.take_over()
         try:
-            for number in before:
-                signal.signal(number, note)
             yield
         finally:
             for number, handler in before.items():
                 signal.signal(number, handler)
+
+    def take_over(self) -> None:
+        """Puts our handlers in the place of any that a library has set since `listen`."""
+        if threading.current_thread() is threading.main_thread():
+            for number in SIGNALS:
+                signal.signal(number, self._note)
+
+    def _note(self, number: int, _: object) -> None:
+        self.received = True
+        for one in SIGNALS:
+            signal.signal(one, signal.SIG_DFL)
+        log.info("%s: saving after this step; once more ends at once", signal.Signals(number).name)

@@ -2,7 +2,6 @@
 
 import logging
 import math
-import signal
 import time
 from collections.abc import Mapping
 from typing import Any
@@ -40,9 +39,9 @@ class Restore(Callback):
     def on_train_start(self, trainer: Trainer, module: Pretraining) -> None:  # type: ignore[override]
         """Before the first step."""
         # Lightning broadcasts after every micro-batch whether a SIGTERM came, and its handler deadlocks where only one
-        # rank got it. Ours only notes it; the step's own all-reduce tells the others.
+        # rank got it. Ours only note it; the step's own all-reduce tells the others.
         trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor = lambda: None  # type: ignore[method-assign]
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        module.stop_request.take_over()
         optimizer, stage = trainer.optimizers[0], self._config.sharding.zero_stage
         if stage > 0:
             share_out(optimizer, stage)

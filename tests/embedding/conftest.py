@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from pretrain.config.models import BertConfig, ElmoConfig, WordPieceConfig, WordsConfig
+from pretrain.config.objectives import BertObjectiveConfig, ElmoObjectiveConfig
 from pretrain.embedding.embedder import Embedder
 from pretrain.models import get_family
 from pretrain.models.family import ModelFolder
@@ -20,13 +21,10 @@ SENTENCES = [
     "On the mat sat the cat; on the cat sat the mat.",
 ]
 CONFIGS = {
-    "elmo": ElmoConfig(
-        character_embedding_size=4, filters=((1, 8), (3, 16)), cell_size=24, projection_size=12, softmax="full"
-    ),
-    "bert": BertConfig(
-        hidden_size=24, num_layers=3, num_heads=4, intermediate_size=48, max_positions=64, max_sequence_length=64
-    ),
+    "elmo": ElmoConfig(character_embedding_size=4, filters=((1, 8), (3, 16)), cell_size=24, projection_size=12),
+    "bert": BertConfig(hidden_size=24, num_layers=3, num_heads=4, intermediate_size=48, max_positions=64),
 }
+OBJECTIVES = {"elmo": ElmoObjectiveConfig(softmax="full"), "bert": BertObjectiveConfig(max_sequence_length=64)}
 TOKENIZERS = {"elmo": WordsConfig(), "bert": WordPieceConfig(vocabulary_size=101, minimum_count=1)}
 
 
@@ -42,14 +40,15 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     for kind, config in CONFIGS.items():
         family = get_family(kind)
         torch.manual_seed(1)
-        tokenizer = family.learn_tokenizer(lambda: SENTENCES, TOKENIZERS[kind])
-        model = family.build_model(config, tokenizer.vocabulary_size)
+        objective = OBJECTIVES[kind]
+        tokenizer = family.tokenizer.learn(lambda: SENTENCES, TOKENIZERS[kind])
+        model = family.training.build_model(config, objective, tokenizer.vocabulary_size)
         with torch.no_grad():
             for parameter in model.parameters():
                 if parameter.ndim > 1:
                     parameter.mul_(5 if kind == "bert" else 2)
         written[kind] = tmp_path_factory.mktemp(kind)
-        family.write(written[kind], ModelFolder(model, tokenizer, config))
+        family.format.write(written[kind], ModelFolder(model, tokenizer, config, objective))
     return written
 
 

@@ -12,7 +12,9 @@ import pytest
 import torch
 
 from pretrain.embedding.embedder import Embedder, TextTooLong
-from pretrain.errors import ExportError
+from pretrain.errors import CheckpointError, ConfigError, ExportError
+from pretrain.models import get_family
+from tests.tiny import tiny_config
 
 LAYERS = {"elmo": 3, "bert": 4}
 
@@ -46,7 +48,10 @@ def test_outputs_are_means_of_the_pieces(bert: Embedder) -> None:
     pieces, words = bert.encode(text, "pieces"), bert.encode(text)
     for word, vector in enumerate(words):
         assert np.allclose(vector, pieces[word_of[1:-1] == word].mean(axis=0), atol=1e-6)
-    assert np.allclose(bert.encode(text, "sentence"), pieces.mean(axis=0), atol=1e-6)
+    whole, _ = get_family("bert").encode(bert._encoder, [bert.tokenizer.pieces(text)])
+    assert np.allclose(bert.encode(text, "sentence"), whole.layers[-1][0].mean(dim=0), atol=1e-6)
+    plain = Embedder(get_family("bert"), torch.nn.ModuleDict({"encoder": bert._encoder}), bert.tokenizer, "cpu")
+    assert np.allclose(plain.encode(text, "sentence"), pieces.mean(axis=0), atol=1e-6)
 
 
 def test_texts_of_any_kind_of_iterable(embedder: Embedder, sentences: list[str]) -> None:
@@ -89,7 +94,8 @@ def test_texts_without_words(embedder: Embedder) -> None:
     for text in ("", " \t "):
         assert embedder.encode(text).shape == (0, 24)
         assert embedder.encode(text, "pieces", layers="all").shape == (embedder.num_layers, 0, 24)
-        assert np.array_equal(embedder.encode(text, "sentence", layers=[0, 1]), np.zeros((2, 24)))
+        sentence = embedder.encode(text, "sentence", layers=[0, 1])
+        assert sentence.shape == (2, 24) and sentence.any() == (embedder.kind == "bert"), "the mean of [CLS] and [SEP]"
     assert embedder.encode([[]], is_split_into_words=True)[0].shape == (0, 24)
 
 
@@ -142,6 +148,7 @@ def test_states_go_on_by_row(elmo: Embedder, sentences: list[str]) -> None:
         ("cat", {"layers": [0, 1.5]}, r"layers is \[0, 1.5\], not a number"),
         ("cat", {"layers": []}, r"layers is \[\], not a number"),
         ("cat", {"batch_size": 0}, "batch_size is 0"),
+        ("cat", {"long": "cut"}, "long is 'cut', not one of 'error', 'split', 'truncate', 'skip'"),
         ([["the", "cat"]], {}, "text 0 is a list, not a string; .* need is_split_into_words=True"),
         (["cat", None], {}, "text 1 is a NoneType, not a string"),
         ("cat", {"is_split_into_words": True}, "texts is a string"),
@@ -155,11 +162,91 @@ def test_mistakes_are_named(texts: Any, options: dict[str, Any], message: str, e
         embedder.encode(texts, **options)
 
 
+LONG = "The cat sat. On the mat, the dog did not! " * 9
+SHORT = "The dog sat."
+
+
 def test_a_text_that_is_too_long(bert: Embedder, elmo: Embedder) -> None:
     long = ". " * 70
     with pytest.raises(TextTooLong, match="text 1 has 72 pieces, special tokens included; the model reads at most 64"):
         bert.encode(["cat", long])
-    assert elmo.encode(long).shape == (70, 24)
+    assert (bert.max_length, elmo.max_length) == (64, None)
+    for choice in ("error", "split", "truncate", "skip"):
+        assert elmo.encode(long, long=choice).shape == (70, 24)
+
+
+def parts(bert: Embedder) -> list[list[str]]:
+    """The words of each window that `LONG` is split into."""
+    (fitted,) = bert.fit([LONG], "split")
+    words = bert.words(LONG)
+    return [[words[w] for w in np.unique(part.word_of[part.word_of >= 0])] for part in fitted.windows]
+
+
+@pytest.mark.parametrize("layers", ["all", -1])
+@pytest.mark.parametrize("output", ["words", "pieces"])
+@pytest.mark.parametrize("batch_size", [1, 32])
+def test_a_text_in_windows(
+    batch_size: int, output: Any, layers: Any, bert: Embedder, caplog: pytest.LogCaptureFixture
+) -> None:
+    vectors = bert.encode([SHORT, LONG], output, layers=layers, long="split", batch_size=batch_size)
+    (message,) = [record.getMessage() for record in caplog.records]
+    assert message == "texts of more pieces than the model reads (64): 1 of 2, read in 3 windows"
+    assert np.allclose(vectors[0], bert.encode(SHORT, output, layers=layers), atol=1e-5)
+    assert [word for part in parts(bert) for word in part] == bert.words(LONG)
+    assert all(part[-1] in ".!" for part in parts(bert))
+    alone = bert.encode(parts(bert), output, layers=layers, is_split_into_words=True)
+    assert np.allclose(vectors[1], np.concatenate(alone, axis=-2), atol=1e-5)
+    split = bert.encode([bert.words(LONG)], output, layers=layers, long="split", is_split_into_words=True)
+    assert np.allclose(split[0], vectors[1], atol=1e-5)
+
+
+@pytest.mark.parametrize("layers", ["all", -1])
+def test_the_sentence_of_a_text_in_windows(layers: Any, folders: dict[str, Path], tmp_path: Path) -> None:
+    """Pooled as if the windows' vectors were one text's: of special tokens, the first and the last count."""
+    shutil.copytree(folders["bert"], tmp_path, dirs_exist_ok=True)
+    (tmp_path / "1_Pooling" / "config.json").write_text('{"pooling_mode": "cls"}')
+    bert = Embedder.load(tmp_path, device="cpu")
+    first = bert.encode([parts(bert)[0]], "sentence", layers=layers, is_split_into_words=True)[0]
+    assert np.allclose(bert.encode([LONG], "sentence", layers=layers, long="split")[0], first, atol=1e-5)
+    (tmp_path / "modules.json").unlink()
+    bert = Embedder.load(tmp_path, device="cpu")
+    pieces = bert.encode([LONG], "pieces", layers=layers, long="split")[0]
+    sentence = bert.encode([LONG], "sentence", layers=layers, long="split")[0]
+    assert np.allclose(sentence, pieces.mean(axis=-2), atol=1e-5)
+
+
+@pytest.mark.parametrize("layers", ["all", -1])
+@pytest.mark.parametrize("output", ["words", "pieces", "sentence"])
+def test_a_text_cut_short(output: Any, layers: Any, bert: Embedder, caplog: pytest.LogCaptureFixture) -> None:
+    short, long = bert.encode([SHORT, LONG], output, layers=layers, long="truncate")
+    (message,) = [record.getMessage() for record in caplog.records]
+    kept = len(bert.fit([LONG], "truncate")[0].pieces.words)
+    assert f", cut short; {len(bert.words(LONG)) - kept} words have no vector" in message
+    assert np.allclose(short, bert.encode(SHORT, output, layers=layers), atol=1e-5)
+    words = bert.words(LONG)[:kept]
+    assert 62 - 8 < len(bert.encode([words], "pieces", is_split_into_words=True)[0]) <= 62
+    expected = bert.encode([words], output, layers=layers, is_split_into_words=True)[0]
+    assert expected.shape == long.shape and np.allclose(long, expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("pooling", ["mean", "cls", None])
+def test_a_text_that_is_skipped(
+    pooling: str | None, folders: dict[str, Path], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    shutil.copytree(folders["bert"], tmp_path, dirs_exist_ok=True)
+    if pooling is None:
+        (tmp_path / "modules.json").unlink()
+    else:
+        (tmp_path / "1_Pooling" / "config.json").write_text(f'{{"pooling_mode": "{pooling}"}}')
+    bert = Embedder.load(tmp_path, device="cpu")
+    for output, shape in (("words", (4, 0, 24)), ("pieces", (4, 0, 24)), ("sentence", (4, 24))):
+        caplog.clear()
+        skipped, short = bert.encode([LONG, SHORT], output, layers="all", long="skip")  # type: ignore[arg-type]
+        assert skipped.shape == shape and not skipped.any()
+        assert np.allclose(short, bert.encode(SHORT, output, layers="all"), atol=1e-5)  # type: ignore[arg-type]
+        (message,) = [record.getMessage() for record in caplog.records]
+        assert message.endswith(f"skipped; {len(bert.words(LONG))} words have no vector")
+    assert bert.encode([LONG], long="skip")[0].shape == (0, 24)  # no text is left to read
 
 
 def test_no_state_to_carry(bert: Embedder) -> None:
@@ -168,8 +255,19 @@ def test_no_state_to_carry(bert: Embedder) -> None:
 
 
 def test_folders_that_hold_no_one_model(folders: dict[str, Path], tmp_path: Path) -> None:
-    with pytest.raises(ExportError, match=r"no model folder: looked for elmo \(bilm format\) and bert \(transformers"):
+    with pytest.raises(ExportError, match=r"nothing: no such folder"):
         Embedder.load(tmp_path / "nothing")
+    (tmp_path / "file").write_text("text")
+    with pytest.raises(ExportError, match=r"file is a file, not a model folder"):
+        Embedder.load(tmp_path / "file")
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    with pytest.raises(ExportError, match=r"no model folder: looked for elmo \(bilm format\) and bert \(transformers"):
+        Embedder.load(empty)
+    for name in ("bert_config.json", "bert_model.ckpt.index", "bert_model.ckpt.data-00000-of-00001"):
+        (empty / name).write_text("{}")
+    with pytest.raises(ExportError, match=r"TensorFlow checkpoint \(bert_model.ckpt.index\).*transformers format"):
+        Embedder.load(empty)
     for folder in folders.values():
         shutil.copytree(folder, tmp_path, dirs_exist_ok=True)
     with pytest.raises(
@@ -202,6 +300,48 @@ def test_what_training_needs_is_not_imported() -> None:
     assert "torch" in imported
     unwanted = {"lightning", "pytorch_lightning", "deepspeed", "datasets", "pyarrow", "wandb", "transformers"}
     assert not unwanted & set(imported)
+
+
+@pytest.fixture(scope="module", params=["elmo", "bert"])
+def run(request: pytest.FixtureRequest, corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of two steps, each of which has a checkpoint."""
+    from pretrain.train import train
+
+    root = tmp_path_factory.mktemp("runs")
+    one = ["sharding.ranks=1", "sharding.zero_stage=0", "schedule.total_steps=2", "checkpoint.every_steps=1"]
+    train(tiny_config(request.param, corpus, root, *one, "name=run"))
+    return root / "run"
+
+
+def test_a_run_is_a_model(run: Path, tmp_path: Path) -> None:
+    from pretrain.export import export
+
+    texts = ["one two three", ""]
+    for step in ("1", "2"):
+        exported = Embedder.load(export(run, tmp_path / step, checkpoint=step), device="cpu")
+        embedder = Embedder.load(run, device="cpu", checkpoint=step)
+        assert embedder.kind == exported.kind
+        for one, other in zip(embedder.encode(texts), exported.encode(texts), strict=True):
+            assert np.array_equal(one, other)
+    first, newest, best = (Embedder.load(run, "cpu", which).encode(texts[0]) for which in ("1", "newest", "best"))
+    assert np.array_equal(newest, Embedder.load(run, "cpu", "2").encode(texts[0]))
+    assert not np.array_equal(newest, first)
+    assert np.array_equal(best, first) or np.array_equal(best, newest)
+
+
+def test_checkpoints_that_are_not_there(run: Path, folders: dict[str, Path], tmp_path: Path) -> None:
+    for which, error, message in (
+        ("7", CheckpointError, "no checkpoint of step 7; there are 1, 2"),
+        ("last", ConfigError, "--checkpoint last: expected best, newest or the number of a step"),
+    ):
+        with pytest.raises(error, match=message):
+            Embedder.load(run, checkpoint=which)
+    with pytest.raises(ConfigError, match="not a run folder, so that there is no checkpoint newest to choose"):
+        Embedder.load(folders["bert"], checkpoint="newest")
+    (tmp_path / "config.yaml").write_bytes((run / "config.yaml").read_bytes())
+    with pytest.raises(CheckpointError, match="no checkpoint: nothing was saved yet") as raised:
+        Embedder.load(tmp_path)
+    assert "\n" not in str(raised.value) and str(tmp_path) in str(raised.value)
 
 
 def test_progress_bar(elmo: Embedder, sentences: list[str], capsys: pytest.CaptureFixture[str]) -> None:

@@ -18,7 +18,9 @@ from pretrain.config.run import RunConfig
 from pretrain.data.prepare import ensure_prepared
 from pretrain.evaluate import evaluate
 from pretrain.models import get_family
-from pretrain.runs.checkpoints import find_newest
+from pretrain.runs.checkpoints import find_newest, read_state
+from pretrain.runs.folder import RunFolder
+from pretrain.runtime.launcher import STOPPED
 from pretrain.runtime.world import rank_environment
 from pretrain.train import train
 from tests.tiny import (
@@ -154,7 +156,7 @@ def test_a_loss_that_is_no_number_stops_all_ranks(corpus: Path, tmp_path: Path) 
     done = run_cli("train", "configs/bert/demo.yaml", *tiny_overrides("bert", corpus, tmp_path, *more), check=False)
     assert done.returncode == 2, done.stderr
     errors = [line for line in done.stderr.splitlines() if line.startswith("error:")]
-    assert len(errors) == 1 and re.match(r"error: step \d+: the .* is (nan|inf)", errors[0]), done.stderr
+    assert len(errors) == 1 and re.match(r"error: step \d+: the .* is NaN or infinite", errors[0]), done.stderr
     assert "Traceback" not in done.stderr
     config = tiny_config("bert", corpus, tmp_path, *more)
     assert find_newest(config.folder / "checkpoints") is None
@@ -164,9 +166,14 @@ def children(pid: int) -> list[int]:
     return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_to_the_launcher_ends_all_ranks(number: signal.Signals, corpus: Path, tmp_path: Path) -> None:
-    more = ["schedule.total_steps=100000", "checkpoint.every_steps=4", "name=ended"]
+@pytest.mark.parametrize(
+    ("number", "ranks"), [(signal.SIGTERM, 2), (signal.SIGINT, 2), (signal.SIGINT, 1)], ids=["SIGTERM", "Ctrl-C", "one"]
+)
+def test_a_run_that_is_asked_to_stop_saves_first(
+    number: signal.Signals, ranks: int, corpus: Path, tmp_path: Path
+) -> None:
+    """All ranks at the same step, whatever process got the signal; the same command goes on from there."""
+    more = ["schedule.total_steps=100000", "checkpoint.every_steps=100000", "name=ended", f"sharding.ranks={ranks}"]
     config = tiny_config("bert", corpus, tmp_path, *more)
     command = [sys.executable, "-m", "pretrain", "train", "configs/bert/demo.yaml"]
     command += tiny_overrides("bert", corpus, tmp_path, *more)
@@ -177,13 +184,71 @@ def test_a_signal_to_the_launcher_ends_all_ranks(number: signal.Signals, corpus:
         while len(metrics(config)) < 6:
             assert time.monotonic() < deadline and launcher.poll() is None, (tmp_path / "stderr").read_text()
             time.sleep(0.05)
-        ranks = children(launcher.pid)
-        assert len(ranks) == 2
+        started = children(launcher.pid) if ranks > 1 else []
+        assert len(started) == (ranks if ranks > 1 else 0)
         launcher.send_signal(number)
-        assert launcher.wait(15) not in (0, 2)
-    assert not [pid for pid in ranks if Path(f"/proc/{pid}").exists()]
+        assert launcher.wait(30) == STOPPED, (tmp_path / "stderr").read_text()
+    assert not [pid for pid in started if Path(f"/proc/{pid}").exists()]
     newest = find_newest(config.folder / "checkpoints")
-    assert newest is not None, "what was saved stays whole"
+    assert newest is not None
+    step = read_state(newest).step
+    assert step == metrics(config)[-1]["step"]
+    said = (tmp_path / "stderr").read_text()
+    assert f"stopped at step {step} of 100000; the same command goes on" in said and "Traceback" not in said
+    run_cli("train", "configs/bert/demo.yaml", *tiny_overrides("bert", corpus, tmp_path, *more), "--stop-after", "2")
+    assert [line["step"] for line in metrics(config)] == list(range(1, step + 3))
+
+
+def test_a_second_start_of_another_seed_is_refused(corpus: Path, tmp_path: Path) -> None:
+    """At once, while the first still starts up; the first one's run is not touched."""
+    more = ["schedule.total_steps=100000", "name=taken"]
+    config = tiny_config("bert", corpus, tmp_path, *more)
+    ensure_prepared(config, get_family("bert"))
+    command = [sys.executable, "-m", "pretrain", "train", "configs/bert/demo.yaml"]
+    command += tiny_overrides("bert", corpus, tmp_path, *more)
+    environment = clean_environment() | {"OMP_NUM_THREADS": "1"}
+    first = subprocess.Popen(command, cwd=REPOSITORY, env=environment, stderr=subprocess.DEVNULL)
+    try:
+        while not (config.folder / ".lock").exists():
+            time.sleep(0.01)
+        second = subprocess.run([*command, "seed=9"], cwd=REPOSITORY, env=environment, capture_output=True, text=True)
+        assert second.returncode == 2
+        assert second.stderr == f"error: {config.folder}: another process is training in this folder\n"
+        while not metrics(config):
+            assert first.poll() is None
+            time.sleep(0.05)
+        assert RunFolder(config.folder).read_config().seed == 1
+    finally:
+        first.kill()
+        first.wait()
+
+
+def test_ranks_that_do_not_share_the_run_folder_are_told_so(corpus: Path, tmp_path: Path) -> None:
+    """Before the first step, in one line that names the rank; nothing is trained."""
+    for host in ("0", "1"):
+        ensure_prepared(tiny_config("bert", corpus, tmp_path / host, "name=apart"), get_family("bert"))
+    overrides = tiny_overrides("bert", corpus, tmp_path / "HOST", "name=apart")
+    script = (
+        "import os, sys; from pretrain.cli import main; "
+        "main(['train', 'configs/bert/demo.yaml', *[o.replace('HOST', os.environ['RANK']) for o in sys.argv[1:]]])"
+    )
+    start = (
+        "import sys; from pretrain.runtime.launcher import spawn_ranks; "
+        f"sys.exit(spawn_ranks([sys.executable, '-c', {script!r}, *sys.argv[1:]], 2))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", start, *overrides],
+        cwd=REPOSITORY,
+        env=clean_environment() | {"OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=200,
+    )
+    assert done.returncode == 2, done.stderr
+    errors = [line for line in done.stderr.splitlines() if line.startswith("error:")]
+    assert len(errors) == 1 and "error: rank 1 on " in errors[0], done.stderr
+    assert "run_root must be on a file system that all hosts share" in errors[0]
+    assert not metrics(tiny_config("bert", corpus, tmp_path / "0", "name=apart"))
 
 
 def test_a_launched_rank_of_a_finished_run_does_nothing(corpus: Path, tmp_path: Path) -> None:

@@ -6,7 +6,8 @@ from pretrain.models.bert.examples import build_examples
 from pretrain.models.bert.export import initialize, read, recognises, write
 from pretrain.models.bert.model import build_model, encode, no_decay
 from pretrain.models.bert.objective import build_objective
-from pretrain.models.bert.tokens import learn_tokenizer, load_tokenizer
+from pretrain.models.bert.published_tokenizer import load_tokenizer
+from pretrain.models.bert.tokens import learn_tokenizer
 from pretrain.models.family import Family, FamilyBaselines, FamilyFormat, FamilyTokenizer, FamilyTraining
 
 FAMILY = Family(

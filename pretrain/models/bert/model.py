@@ -10,6 +10,7 @@ from torch.utils.checkpoint import checkpoint
 
 from pretrain.config.models import BertConfig
 from pretrain.config.objectives import BertObjectiveConfig
+from pretrain.errors import ExportError
 from pretrain.models.bert.attention import Attention, packed_attention, padded_attention, sequence_starts
 from pretrain.models.bert.layers import Activation, Embeddings, Layer, LayerNorm
 from pretrain.models.family import LayerVectors, Pieces
@@ -112,6 +113,8 @@ class BertModel(nn.Module):
         self.config = config
         self.objective = objective
         self.vocabulary_size = vocabulary_size
+        self.problem: str | None = None
+        """Why the heads of a model folder predict nothing; its encoder gives vectors all the same."""
         self.encoder = BertEncoder(config, vocabulary_size)
         self.masked_words = MaskedWordHead(config, self.encoder.embeddings.words, vocabulary_size)
         self.pooler = nn.Linear(config.hidden_size, config.hidden_size) if objective.next_sentence else None
@@ -132,7 +135,10 @@ class BertModel(nn.Module):
 
         The masked rows are gathered before the head: run on all rows it would cost a fifth more of BERT-base's work.
         With `sequence_lengths` [batch, sequence], every slot of a pack has a next-sentence prediction, empty ones too.
+        Raises ExportError for a model folder whose heads are missing, or could not be read.
         """
+        if self.problem is not None:
+            raise ExportError(self.problem)
         (top,) = self.encoder(
             input_ids,
             segment_ids,

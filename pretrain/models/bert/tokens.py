@@ -7,6 +7,7 @@ word, in training and for vectors alike. (transformers, loading the same files, 
 import json
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -30,14 +31,21 @@ MAX_CHARACTERS_PER_WORD = 100
 
 
 class WordPieceTokenizer:
-    """A WordPiece vocabulary with BERT's way of cleaning and cutting text."""
+    """A WordPiece vocabulary with BERT's way of cleaning and cutting text.
 
-    def __init__(self, pieces: PieceTokenizer) -> None:
+    `max_length`, where a published folder has it, is the most pieces of a text, special tokens included. `words_only`,
+    where text would have to be cut by a program that is not here, is the line that says so: such a tokenizer takes
+    words that are cut already, and raises ExportError for raw text.
+    """
+
+    def __init__(self, pieces: PieceTokenizer, *, max_length: int | None = None, words_only: str | None = None) -> None:
         # A published tokenizer.json may cut or pad to a length of its own, and its special tokens be read from text.
         pieces.no_truncation()
         pieces.no_padding()
         pieces.encode_special_tokens = True
         self._pieces = pieces
+        self.max_length = max_length
+        self._words_only = words_only
         self.vocabulary = vocabulary = pieces.get_vocab()
         self.vocabulary_size: int = max(vocabulary.values()) + 1
         self.padding_id, self.unknown_id, self.cls_id, self.sep_id, self.mask_id = (vocabulary[t] for t in SPECIAL)
@@ -46,13 +54,15 @@ class WordPieceTokenizer:
             self._characters_of[index] = len(piece.removeprefix(CONTINUATION))
         self._characters_of[[vocabulary[token] for token in SPECIAL]] = 0
 
-    def __reduce__(self) -> tuple[type["WordPieceTokenizer"], tuple[PieceTokenizer]]:
+    def __reduce__(self) -> tuple[Any, ...]:
         # Pickled by itself, `tokenizers.Tokenizer` forgets `encode_special_tokens`.
-        return WordPieceTokenizer, (self._pieces,)
+        make = partial(WordPieceTokenizer, max_length=self.max_length, words_only=self._words_only)
+        return make, (self._pieces,)
 
     @property
     def options(self) -> dict[str, bool]:
         """The options of `WordPieceConfig` that say how text is cleaned."""
+        self._need_no_cutter()
         normalizer = self._pieces.normalizer
         strip = normalizer.strip_accents
         return {"lowercase": normalizer.lowercase, "strip_accents": normalizer.lowercase if strip is None else strip}
@@ -77,6 +87,7 @@ class WordPieceTokenizer:
 
     def encode(self, sentences: Sequence[str]) -> Encoded:
         """Sentences as ids, without special tokens; a word that the pieces cannot spell is one [UNK]."""
+        self._need_no_cutter()
         encodings = self._pieces.encode_batch(list(sentences), add_special_tokens=False)
         tokens = [encoding.ids for encoding in encodings]
         ids = np.fromiter(chain.from_iterable(tokens), dtype=np.int64)
@@ -93,6 +104,10 @@ class WordPieceTokenizer:
             characters=int(characters.sum()),
             characters_left_out=sum(self._left_out(sentences[s], encodings[s]) for s in partial),
         )
+
+    def _need_no_cutter(self) -> None:
+        if self._words_only is not None:
+            raise ExportError(self._words_only)
 
     def _left_out(self, sentence: str, encoding: Encoding) -> int:
         """Characters, not white space, that no piece other than [UNK] stands for."""
@@ -113,6 +128,7 @@ class WordPieceTokenizer:
         given stay whole: the pieces of `don't` are one word's, and a word of nothing visible has no piece.
         """
         if isinstance(text, str):
+            self._need_no_cutter()
             encoding = self._pieces.encode(text)
             words = [text[start:stop] for start, stop in _word_spans(encoding)]
         else:
@@ -126,6 +142,7 @@ class WordPieceTokenizer:
 
         `max_positions` is the length, in tokens, that transformers then cuts texts to where it is asked to.
         """
+        self._need_no_cutter()
         vocabulary = sorted(self._pieces.get_vocab().items(), key=lambda item: item[1])
         lines = "".join(f"{piece}\n" for piece, _ in vocabulary)
         (folder / "vocab.txt").write_text(lines, encoding="utf-8", newline="\n")
@@ -145,38 +162,6 @@ class WordPieceTokenizer:
         if max_positions is not None:
             options["model_max_length"] = max_positions
         (folder / "tokenizer_config.json").write_text(json.dumps(options, indent=2) + "\n", encoding="utf-8")
-
-
-def load_tokenizer(folder: Path) -> WordPieceTokenizer | None:
-    """The tokenizer of a folder with `tokenizer.json`, or with `vocab.txt` alone; None where there is neither.
-
-    Beside a `vocab.txt`, `tokenizer_config.json` says whether text is lower-cased (`do_lower_case`) and accents are
-    removed; where it does not, text is lower-cased, as transformers does. Raises ExportError where the tokenizer is
-    not BERT's.
-    """
-    path = folder / "tokenizer.json"
-    if path.is_file():
-        pieces = _read(path, lambda: PieceTokenizer.from_str(path.read_text(encoding="utf-8")))
-        _check(path, pieces)
-        return WordPieceTokenizer(pieces)
-    path = folder / "vocab.txt"
-    if not path.is_file():
-        return None
-    vocabulary = {line: index for index, line in enumerate(path.read_text(encoding="utf-8").rstrip("\n").split("\n"))}
-    missing = [token for token in SPECIAL if token not in vocabulary]
-    if missing:
-        raise ExportError(f"{path} has no {', '.join(missing)}: a BERT vocabulary holds {', '.join(SPECIAL)}")
-    options_path = folder / "tokenizer_config.json"
-    options: dict[str, Any] = {}
-    if options_path.is_file():
-        options = _read(options_path, lambda: json.loads(options_path.read_text(encoding="utf-8")))
-    pieces = _bert_pieces(
-        vocabulary,
-        lowercase=options.get("do_lower_case", True),
-        strip_accents=options.get("strip_accents"),
-        handle_chinese_chars=options.get("tokenize_chinese_chars", True),
-    )
-    return WordPieceTokenizer(pieces)
 
 
 def learn_tokenizer(texts: Callable[[], Iterable[str]], config: WordPieceConfig) -> WordPieceTokenizer:
@@ -207,7 +192,7 @@ def learn_tokenizer(texts: Callable[[], Iterable[str]], config: WordPieceConfig)
     learner.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
     learner.train_from_iterator(_without_long_words(texts(), normalizer), trainer)
     return WordPieceTokenizer(
-        _bert_pieces(
+        bert_pieces(
             learner.get_vocab(),
             lowercase=config.lowercase,
             strip_accents=config.strip_accents,
@@ -251,7 +236,7 @@ def _alphabet(texts: Iterable[str], normalizer: normalizers.BertNormalizer, most
     return kept, kept + [CONTINUATION + character for character in sorted(continued)]
 
 
-def _bert_pieces(
+def bert_pieces(
     vocabulary: dict[str, int], *, lowercase: bool, strip_accents: bool | None, handle_chinese_chars: bool
 ) -> PieceTokenizer:
     """BERT's tokenizer around a vocabulary; `strip_accents` None means: where text is lower-cased."""
@@ -271,27 +256,6 @@ def _bert_pieces(
     pieces.decoder = decoders.WordPiece(prefix=CONTINUATION)
     pieces.add_special_tokens(list(SPECIAL))
     return pieces
-
-
-def _check(path: Path, pieces: PieceTokenizer) -> None:
-    """Refuses tokenizers of other models, whose text would be cut or cleaned in another way."""
-    for part, found, expected in (
-        ("model", pieces.model, models.WordPiece),
-        ("normalizer", pieces.normalizer, normalizers.BertNormalizer),
-        ("pre_tokenizer", pieces.pre_tokenizer, pre_tokenizers.BertPreTokenizer),
-    ):
-        if not isinstance(found, expected):
-            raise ExportError(f"{path}: {part} is {type(found).__name__}; a BERT tokenizer has {expected.__name__}")
-    missing = [token for token in SPECIAL if pieces.token_to_id(token) is None]
-    if missing:
-        raise ExportError(f"{path} has no {', '.join(missing)}: a BERT vocabulary holds {', '.join(SPECIAL)}")
-
-
-def _read(path: Path, parse: Callable[[], Any]) -> Any:
-    try:
-        return parse()
-    except Exception as error:  # `tokenizers` raises bare Exception
-        raise ExportError(f"{path} cannot be read: {error}") from error
 
 
 def _count_words(encoding: Encoding) -> int:

@@ -6,6 +6,7 @@ model predicts `</S>` there, after the last word, and the backward model `<S>`, 
 """
 
 from dataclasses import dataclass
+from typing import cast
 
 import numpy as np
 import torch
@@ -22,6 +23,7 @@ from pretrain.models.elmo.tokens import (
     character_ids,
     trim_characters,
 )
+from pretrain.models.family import Tokenizer
 from pretrain.models.loss import IGNORE_INDEX, Batch
 
 NOWHERE = -1
@@ -204,3 +206,17 @@ def _shuffle_documents(block: Block, rng: np.random.Generator) -> NDArray[np.int
     shift = bounds[:-1][order] - (np.cumsum(lengths) - lengths)
     places: NDArray[np.int64] = np.arange(lengths.sum()) + np.repeat(shift, lengths)
     return places.astype(np.int32)
+
+
+def build_examples(
+    model: ElmoConfig, objective: ElmoObjectiveConfig, tokenizer: Tokenizer, rows: int
+) -> ElmoExampleMaker:
+    """The example maker for `rows` rows of continuous text."""
+    return build_sentences(model, objective, tokenizer, rows, reset=False)
+
+
+def build_sentences(
+    model: ElmoConfig, objective: ElmoObjectiveConfig, tokenizer: Tokenizer, rows: int, *, reset: bool
+) -> ElmoExampleMaker:
+    """As `build_examples`; with `reset`, every sentence of a row starts from zero state."""
+    return ElmoExampleMaker(model, objective, cast(WordTokenizer, tokenizer), rows, reset=reset)

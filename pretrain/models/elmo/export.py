@@ -6,40 +6,34 @@ of its vocabulary (`…token_embeddings.hdf5`).
 """
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple, cast
+from typing import Any, cast
 
-import h5py
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from pydantic import ValidationError
 from torch import nn
 
 from pretrain.config.models import ElmoConfig, WordsConfig
 from pretrain.config.objectives import ElmoObjectiveConfig
 from pretrain.errors import ExportError
-from pretrain.models.elmo.hdf5 import find_dataset, open_file, read_dataset
+from pretrain.models.elmo import tokens
+from pretrain.models.elmo.hdf5 import holds, open_file
 from pretrain.models.elmo.model import ElmoModel
 from pretrain.models.elmo.token_embeddings import check_token_embeddings
 from pretrain.models.elmo.tokens import NUM_CHARACTERS, SPECIAL_WORDS, VOCABULARY_FILE, WordTokenizer, read_vocabulary
+from pretrain.models.elmo.weights import (
+    check_datasets,
+    encoder_places,
+    read_datasets,
+    softmax_places,
+    vocabulary_size_of,
+    write_datasets,
+)
 from pretrain.models.family import ModelFolder
+from pretrain.models.published_files import find_tensorflow_checkpoint, identify, read_json
 
-
-class Place(NamedTuple):
-    """Where a dataset's values are kept: a parameter, or of one that holds both directions, one of them."""
-
-    parameter: str
-    direction: int | None = None
-
-    def of(self, parameters: dict[str, nn.Parameter]) -> torch.Tensor:
-        """The values, sharing the parameter's memory."""
-        values = parameters[self.parameter].detach()
-        return values if self.direction is None else values[self.direction]
-
-
-_SOFTMAX_DATASETS = {"softmax/W": Place("softmax.weight"), "softmax/b": Place("softmax.bias")}
+_MOST_CHARACTERS = 4096
+"""Characters of a word that a file may ask for; no weight depends on their number, but the memory of every word."""
 _KEYS = {
     "char_cnn.embedding.dim": "character_embedding_size",
     "char_cnn.filters": "filters",
@@ -68,24 +62,27 @@ def read(folder: Path) -> ModelFolder:
     Raises ExportError naming the file, and what is missing, ambiguous or of another shape; DataError for a vocabulary.
     """
     options_path = _one(folder, "*options.json", "options")
-    config = _config(options_path)
+    config, language = _config(options_path), _language(options_path)
     weights_path = _weights_file(folder)
     softmax_path = _softmax_file(folder, weights_path)
     tokenizer = read_tokenizer(folder)
-    vocabulary_size = None if softmax_path is None else _vocabulary_size(softmax_path)
+    vocabulary_size = None if softmax_path is None else vocabulary_size_of(softmax_path, config.projection_size)
     words = None if _at_most_one(folder, "vocab*.txt") is None else tokenizer.vocabulary_size
     if vocabulary_size is not None and words is not None and vocabulary_size != words:
         raise ExportError(f"{softmax_path} predicts {vocabulary_size} words, the vocabulary beside it has {words}")
     embeddings_path = _at_most_one(folder, "*token_embeddings.hdf5")
     if embeddings_path is not None:
         check_token_embeddings(embeddings_path, words, config.projection_size)
+    check_datasets(encoder_places(config), weights_path)  # before so much is allocated, or so many layers are built
+    if softmax_path is not None and vocabulary_size is not None:
+        check_datasets(softmax_places(config, vocabulary_size), softmax_path)
     with torch.device("meta"):  # every parameter is read below: draw none
         model = ElmoModel(config, vocabulary_size)
     model.to_empty(device="cpu")
-    _fill(model, _encoder_datasets(config), weights_path)
-    if softmax_path is not None:
-        _fill(model, _SOFTMAX_DATASETS, softmax_path)
-    return ModelFolder(model.eval(), tokenizer, config, ElmoObjectiveConfig(softmax="full"))
+    read_datasets(model, encoder_places(config), weights_path)
+    if softmax_path is not None and vocabulary_size is not None:
+        read_datasets(model, softmax_places(config, vocabulary_size), softmax_path)
+    return ModelFolder(model.eval(), tokenizer, config, ElmoObjectiveConfig(softmax="full"), language)
 
 
 def write(folder: Path, model_folder: ModelFolder) -> None:
@@ -93,13 +90,14 @@ def write(folder: Path, model_folder: ModelFolder) -> None:
     model, tokenizer = cast(ElmoModel, model_folder.model), cast(WordTokenizer, model_folder.tokenizer)
     config: ElmoConfig = model_folder.config
     folder.mkdir(parents=True, exist_ok=True)
-    text = json.dumps(_options(config, tokenizer), indent=2)
+    text = json.dumps(_options(config, tokenizer, model_folder.language), indent=2)
     (folder / "options.json").write_text(text + "\n", encoding="utf-8")
     tokenizer.save_vocabulary(folder / VOCABULARY_FILE)
     parameters = dict(model.named_parameters())
-    _store(folder / "weights.hdf5", _encoder_datasets(config), parameters)
+    write_datasets(folder / "weights.hdf5", encoder_places(config), parameters)
     if model.softmax is not None:
-        _store(folder / "softmax_weights.hdf5", _SOFTMAX_DATASETS, parameters)
+        places = softmax_places(config, model.softmax.vocabulary_size)
+        write_datasets(folder / "softmax_weights.hdf5", places, parameters)
 
 
 @torch.no_grad()
@@ -143,11 +141,16 @@ def read_tokenizer(folder: Path) -> WordTokenizer:
     A folder without our key `tokenizer` is a published one: its text was tokenised before, so words end at white space.
     """
     options_path = _one(folder, "*options.json", "options")
+    written = read_json(options_path).get("tokenizer", {"word_split": "whitespace"})
+    if isinstance(written, dict) and "words" in written:  # as folders have always named the option `word_split`
+        written = {"word_split": written["words"]} | {key: written[key] for key in written if key != "words"}
     try:
-        rule = WordsConfig.model_validate(_json(options_path).get("tokenizer", {"word_split": "whitespace"}))
+        rule = WordsConfig.model_validate(written)
     except ValidationError as error:
         raise ExportError(f"{options_path}: tokenizer.{_first(error)}") from error
     path = _at_most_one(folder, "vocab*.txt")
+    if path is not None and (what := identify(path)) is not None:
+        raise ExportError(f"{path} is {what}")
     vocabulary = SPECIAL_WORDS if path is None else read_vocabulary(path)
     return WordTokenizer(vocabulary, words=rule.word_split, lowercase=rule.lowercase)
 
@@ -169,6 +172,8 @@ def _one(folder: Path, pattern: str, what: str) -> Path:
 def _weights_file(folder: Path) -> Path:
     found = sorted(p for p in folder.glob("*weights.hdf5") if not p.name.endswith("softmax_weights.hdf5"))
     if len(found) != 1:
+        if not found and (line := find_tensorflow_checkpoint(folder)) is not None:
+            raise ExportError(f"{line}, to a *weights.hdf5 (bilm-tf's `dump_weights` does)")
         names = " and ".join(path.name for path in found) or "no weights"
         raise ExportError(f"{folder} holds {names}: there must be one *weights.hdf5 (beside *softmax_weights.hdf5)")
     return found[0]
@@ -180,17 +185,7 @@ def _softmax_file(folder: Path, weights_path: Path) -> Path | None:
     if path is not None:
         return path
     with open_file(weights_path) as file:
-        return weights_path if "softmax/W" in file else None
-
-
-def _json(path: Path) -> dict[str, Any]:
-    try:
-        options = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ExportError(f"{path} is not JSON: {error}") from error
-    if not isinstance(options, dict):
-        raise ExportError(f"{path} holds no JSON object")
-    return options
+        return weights_path if holds(file, "softmax/W") else None
 
 
 def _lookup(options: dict[str, Any], key: str) -> Any:
@@ -203,7 +198,7 @@ def _lookup(options: dict[str, Any], key: str) -> Any:
 
 def _config(path: Path) -> ElmoConfig:
     """The architecture that an options file describes; what concerns training only is as it is by default."""
-    options = _json(path)
+    options = read_json(path)
     num_characters = _lookup(options, "char_cnn.n_characters")
     # the original's trainer writes 261; its reader wants 262, with a row for padding that no file holds
     if num_characters not in (None, NUM_CHARACTERS, NUM_CHARACTERS + 1):
@@ -215,9 +210,21 @@ def _config(path: Path) -> ElmoConfig:
     fields |= {field: _lookup(options, key) or 0 for key, field in _OPTIONAL_KEYS.items()}
     try:
         # full, since nothing is sampled from a finished model, and its vocabulary may be smaller than a sample
-        return ElmoConfig.model_validate(fields, strict=False)
+        config = ElmoConfig.model_validate(fields, strict=False)
     except ValidationError as error:
         raise ExportError(f"{path}: {_first(error)}") from error
+    if config.max_characters > _MOST_CHARACTERS:
+        raise ExportError(
+            f"{path}: char_cnn.max_characters_per_token is {config.max_characters}, more than {_MOST_CHARACTERS}"
+        )
+    return config
+
+
+def _language(path: Path) -> str | None:
+    language = read_json(path).get("language")
+    if language is not None and not isinstance(language, str):
+        raise ExportError(f"{path}: language is {language!r}, not a language's code")
+    return language
 
 
 def _first(error: ValidationError) -> str:
@@ -226,8 +233,8 @@ def _first(error: ValidationError) -> str:
     return f"{key}: {problem['msg']}, not {problem['input']!r}"
 
 
-def _options(config: ElmoConfig, tokenizer: WordTokenizer) -> dict[str, Any]:
-    return {
+def _options(config: ElmoConfig, tokenizer: WordTokenizer, language: str | None) -> dict[str, Any]:
+    options: dict[str, Any] = {
         "lstm": {
             "use_skip_connections": config.skip_connections,
             "projection_dim": config.projection_size,
@@ -244,61 +251,13 @@ def _options(config: ElmoConfig, tokenizer: WordTokenizer) -> dict[str, Any]:
             "n_characters": NUM_CHARACTERS + 1,
             "max_characters_per_token": config.max_characters,
         },
-        "tokenizer": {"word_split": tokenizer.words, "lowercase": tokenizer.lowercase},
+        "tokenizer": {"words": tokenizer.words, "lowercase": tokenizer.lowercase},
     }
+    return options if language is None else options | {"language": language}
 
 
-def _encoder_datasets(config: ElmoConfig) -> dict[str, Place]:
-    """Where each published dataset is kept."""
-    return dict(_places(config))
-
-
-def _places(config: ElmoConfig) -> Iterator[tuple[str, Place]]:
-    token = "encoder.token_encoder"
-    yield "char_embed", Place(f"{token}.characters.weight")
-    for i in range(len(config.filters)):
-        yield f"CNN/W_cnn_{i}", Place(f"{token}.convolutions.{i}.weight")
-        yield f"CNN/b_cnn_{i}", Place(f"{token}.convolutions.{i}.bias")
-    for k in range(config.num_highways):
-        for part in ("transform", "carry"):
-            yield f"CNN_high_{k}/W_{part}", Place(f"{token}.highways.{k}.{part}.weight")
-            yield f"CNN_high_{k}/b_{part}", Place(f"{token}.highways.{k}.{part}.bias")
-    yield "CNN_proj/W_proj", Place(f"{token}.projection.weight")
-    yield "CNN_proj/b_proj", Place(f"{token}.projection.bias")
-    for direction in (0, 1):
-        for layer in range(config.num_layers):
-            cell = f"RNN_{direction}/RNN/MultiRNNCell/Cell{layer}/LSTMCell"
-            for dataset, parameter in (("W_0", "weight"), ("B", "bias"), ("W_P_0", "projection")):
-                yield f"{cell}/{dataset}", Place(f"encoder.stack.layers.{layer}.{parameter}", direction)
-
-
-def _vocabulary_size(path: Path) -> int:
-    with open_file(path) as file:
-        return len(find_dataset(file, "softmax/W"))
-
-
-def _published(file: h5py.File, name: str) -> NDArray[np.float32]:
-    """A dataset by its published name, also where another writer has it otherwise."""
-    alone = name.replace("/MultiRNNCell/Cell0/", "/")  # what the original's trainer calls the only layer of a stack
-    array = read_dataset(file, alone if alone in file and name not in file else name)
-    if name == "char_embed" and len(array) == NUM_CHARACTERS + 1:  # written by a reader, which adds a row for padding
-        if array[0].any():
-            raise ExportError(f"{file.filename}: char_embed has {len(array)} rows, of which the first is not 0")
-        array = array[1:]
-    return array
-
-
-def _fill(model: nn.Module, datasets: dict[str, Place], path: Path) -> None:
-    parameters = dict(model.named_parameters())
-    with open_file(path) as file:
-        for name, place in datasets.items():
-            array, target = _published(file, name), place.of(parameters)
-            if array.shape != target.shape:
-                raise ExportError(f"{path}: {name} is {array.shape}, the options ask for {tuple(target.shape)}")
-            target.copy_(torch.from_numpy(array))
-
-
-def _store(path: Path, datasets: dict[str, Place], parameters: dict[str, nn.Parameter]) -> None:
-    with h5py.File(path, "w") as file:
-        for name, place in datasets.items():
-            file[name] = place.of(parameters).to("cpu", torch.float32).numpy()
+def load_tokenizer(folder: Path) -> WordTokenizer | None:
+    """The tokenizer saved in `folder`, which may be a model folder with a vocabulary; None where there is none."""
+    if recognises(folder) and any(folder.glob("vocab*.txt")):
+        return read_tokenizer(folder)
+    return tokens.load(folder)

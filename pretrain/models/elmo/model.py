@@ -3,6 +3,10 @@
 Shapes: N distinct words, C characters of a word, B rows, T positions, P projection_size.
 """
 
+from collections.abc import Sequence
+from typing import cast
+
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -12,7 +16,8 @@ from pretrain.errors import ConfigError
 from pretrain.models.elmo.layers import TokenEncoder, lookup
 from pretrain.models.elmo.recurrence import LstmStack
 from pretrain.models.elmo.softmax import Softmax
-from pretrain.models.family import LayerVectors
+from pretrain.models.elmo.tokens import SENTENCE_BEGIN, SENTENCE_END, character_ids, trim_characters
+from pretrain.models.family import LayerVectors, Pieces
 
 
 class ElmoEncoder(nn.Module):
@@ -105,3 +110,29 @@ def build_model(config: ElmoConfig, objective: ElmoObjectiveConfig, vocabulary_s
                 "format knows projections to smaller sizes only"
             )
     return ElmoModel(config, vocabulary_size)
+
+
+@torch.no_grad()
+def encode(
+    encoder: ElmoEncoder, pieces: Sequence[Pieces], carried: Tensor | None = None
+) -> tuple[LayerVectors, Tensor]:
+    """Vectors of several texts' words, and the state with which row i can go on, float32 [rows, state_size].
+
+    As published, each text is read between `<S>` and `</S>` (an empty one too), and rows that `carried` has beyond the
+    texts keep their state. The encoder is to be in evaluation mode.
+    """
+    texts = [[SENTENCE_BEGIN, *cast(list[str], text.tokens), SENTENCE_END] for text in pieces]
+    lengths = np.array([len(text) for text in texts])
+    row_of: dict[str, int] = {}
+    index = np.zeros((len(texts), lengths.max()), np.int64)
+    for row, text in enumerate(texts):
+        index[row, : len(text)] = [row_of.setdefault(word, len(row_of)) for word in text]
+    spelled = character_ids(list(row_of), encoder.config.max_characters)
+    characters = trim_characters(spelled, max(width for width, _ in encoder.config.filters))
+    device = next(encoder.parameters()).device
+    state = torch.zeros(max(len(texts), 0 if carried is None else len(carried)), encoder.state_size, device=device)
+    if carried is not None:
+        state[: len(carried)] = carried
+    inputs = [torch.from_numpy(array.astype(np.int64)).to(device) for array in (characters, index, lengths)]
+    vectors, state[: len(texts)] = encoder.vectors(inputs[0], inputs[1], inputs[2], state[: len(texts)])
+    return vectors, state

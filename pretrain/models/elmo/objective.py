@@ -86,3 +86,8 @@ class ElmoObjective:
                 losses.sum(), (labels != IGNORE_INDEX).sum(), weight=0.5, losses=losses.detach()
             )
         return terms, carried
+
+
+def gradient_scale(config: ElmoObjectiveConfig) -> float:
+    """The window's length: the original's gradient is a sum over time and a mean over rows."""
+    return float(config.unroll_length)

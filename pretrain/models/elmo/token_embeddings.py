@@ -10,7 +10,6 @@ from typing import cast
 import h5py
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from pretrain.errors import ExportError
 from pretrain.models.elmo.hdf5 import find_dataset, open_file
@@ -39,22 +38,11 @@ def write_token_embeddings(folder: Path, model_folder: ModelFolder) -> None:
             rows[start : start + len(words)] = vectors.to("cpu", torch.float32).numpy()
 
 
-def read_token_embeddings(path: Path, vocabulary_size: int) -> NDArray[np.float32]:
-    """The rows of a file of token embeddings, float32 [vocabulary_size, projection_size].
-
-    Raises ExportError where the file is damaged, or is another vocabulary's.
-    """
-    with open_file(path) as file:
-        rows = find_dataset(file, _DATASET)
-        if rows.ndim != 2 or len(rows) != vocabulary_size:
-            raise ExportError(f"{path}: {_DATASET} is {rows.shape}, the vocabulary has {vocabulary_size} words")
-        return np.asarray(rows, dtype=np.float32)
-
-
 def check_token_embeddings(path: Path, vocabulary_size: int | None, projection_size: int) -> None:
     """Raises ExportError where the file does not fit the model beside it; `vocabulary_size` None if that is unknown."""
     with open_file(path) as file:
         rows = find_dataset(file, _DATASET)
-        expected = (len(rows) if vocabulary_size is None else vocabulary_size, projection_size)
+        words = rows.shape[0] if vocabulary_size is None and rows.shape else vocabulary_size
+        expected = (words, projection_size)
         if rows.shape != expected:
             raise ExportError(f"{path}: {_DATASET} is {rows.shape}, the model beside it asks for {expected}")

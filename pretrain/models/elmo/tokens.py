@@ -7,13 +7,15 @@ import unicodedata
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 from numpy.typing import NDArray
 
 from pretrain.config.models import WordsConfig
+from pretrain.config.objectives import ElmoObjectiveConfig
 from pretrain.errors import DataError
-from pretrain.models.family import Encoded, Pieces
+from pretrain.models.family import Encoded, Pieces, Tokenizer
 
 SENTENCE_BEGIN, SENTENCE_END, UNKNOWN = "<S>", "</S>", "<UNK>"
 SPECIAL_WORDS = (SENTENCE_BEGIN, SENTENCE_END, UNKNOWN)
@@ -248,3 +250,8 @@ def load(folder: Path) -> WordTokenizer | None:
     except ValueError as error:
         raise DataError(f"{rule_path} is not a rule for cutting words: {' '.join(str(error).split())}") from error
     return WordTokenizer(read_vocabulary(vocabulary_path), words=rule.word_split, lowercase=rule.lowercase)
+
+
+def vocabulary_problem(config: ElmoObjectiveConfig, tokenizer: Tokenizer, counts: NDArray[np.int64]) -> str | None:
+    """What is wrong with the vocabulary's order, where words are sampled by it; `counts` as `order_problem`."""
+    return order_problem(cast(WordTokenizer, tokenizer), counts) if config.softmax == "sampled" else None

@@ -14,14 +14,15 @@ from safetensors.torch import load_file
 from transformers.activations import ACT2FN
 
 from pretrain.cli import main
-from pretrain.config.models import BertConfig
+from pretrain.config.objectives import BertObjectiveConfig
 from pretrain.data.blocks import Block
 from pretrain.models.bert import FAMILY
-from pretrain.models.bert.export import BY_WORD, published_name
+from pretrain.models.bert.export import BY_WORD
 from pretrain.models.bert.model import BertModel
 from pretrain.models.bert.tokens import SPECIAL, WordPieceTokenizer
+from pretrain.models.bert.weights import published_name
 from pretrain.models.family import ModelFolder
-from tests.models.bert.conftest import TINY
+from tests.models.bert.conftest import TINY, TINY_OBJECTIVE
 from tests.tiny import REPOSITORY, final_weights, tiny_config, tiny_overrides
 
 LETTERS = "abcdefghijklmnopqrstuvwxyz"
@@ -37,7 +38,7 @@ def model(model: BertModel) -> BertModel:
 
 @pytest.fixture
 def folder(model: BertModel, tokenizer: WordPieceTokenizer, tmp_path: Path) -> Path:
-    FAMILY.write(tmp_path / "ours", ModelFolder(model, tokenizer, model.config))
+    FAMILY.format.write(tmp_path / "ours", ModelFolder(model, tokenizer, model.config, TINY_OBJECTIVE))
     return tmp_path / "ours"
 
 
@@ -83,15 +84,15 @@ def test_next_sentences_are_class_0(
     make_block: Callable[[list[int], list[int]], Block], tokenizer: WordPieceTokenizer, tmp_path: Path
 ) -> None:
     """What our training calls next: transformers says 0 of segments that follow each other in a document."""
-    options = {"max_positions": 256, "max_sequence_length": 256, "packing": False}
-    config = BertConfig.model_validate(TINY.model_dump() | options)
+    config = TINY.model_copy(update={"max_positions": 256})
+    asked = BertObjectiveConfig(max_sequence_length=256, packing=False)
     block = make_block([2] * 12, list(range(12)))
-    maker = FAMILY.build_examples(config, tokenizer, 1)
+    maker = FAMILY.training.build_examples(config, asked, tokenizer, 1)
     examples = maker.make(block, np.random.default_rng(0))
     batch = maker.collate(examples.take(0, len(examples)))
     torch.manual_seed(0)
-    model = BertModel(config, tokenizer.vocabulary_size).eval()
-    objective = FAMILY.build_objective(config, tokenizer)
+    model = BertModel(config, asked, tokenizer.vocabulary_size).eval()
+    objective = FAMILY.training.build_objective(asked, tokenizer)
     optimizer = torch.optim.Adam(model.parameters(), 3e-3)
     for _ in range(100):
         terms, _ = objective(model, batch, None, seed=0)
@@ -102,7 +103,7 @@ def test_next_sentences_are_class_0(
             break
     else:
         pytest.fail("the model did not learn its own examples")
-    FAMILY.write(tmp_path, ModelFolder(model, tokenizer, config))
+    FAMILY.format.write(tmp_path, ModelFolder(model, tokenizer, config, asked))
     theirs = load("BertForNextSentencePrediction", tmp_path, "cls.predictions.")
     inputs = (batch["input_ids"], batch["attention_mask"], batch["segment_ids"])
     with torch.no_grad():
@@ -148,7 +149,7 @@ def test_a_folder_of_transformers_is_written_again_as_it_was(activation: str, lo
         layer_norm_eps=1e-6, initializer_range=0.03,
     )  # fmt: skip
     again = tmp_path / "again"
-    FAMILY.write(again, FAMILY.read(theirs))
+    FAMILY.format.write(again, FAMILY.format.read(theirs))
     before, after = (load_file(folder / "model.safetensors") for folder in (theirs, again))
     assert before.keys() == after.keys()
     assert all(before[name].dtype == after[name].dtype and torch.equal(before[name], after[name]) for name in before)
@@ -168,7 +169,7 @@ def test_a_folder_of_transformers_is_written_again_as_it_was(activation: str, lo
     assert one.get_vocab() == other.get_vocab() and one.padding_side == other.padding_side
     for text in (["Abc dé, É!"], ["中文 a.", "[MASK] Naïve"], ["unheard\u200b #of", "\tTwo  words\n"]):
         assert one(*text) == other(*text)
-    ours = FAMILY.read(again).tokenizer
+    ours = FAMILY.format.read(again).tokenizer
     assert ours is not None and ours.pieces("Abc dé, 中文!").tokens == one("Abc dé, 中文!")["input_ids"]
 
 
@@ -177,6 +178,8 @@ def test_training_goes_on_from_a_folder_of_transformers(corpus: Path, tmp_path: 
     theirs = published(tmp_path / "theirs")
     more = [
         f"model.initialize_from={theirs}",
+        "tokenizer.lowercase=true",
+        "tokenizer.strip_accents=true",
         "optimizer={kind: adamw, peak_learning_rate: 1e-12}",
         "schedule.total_steps=1",
         "sharding={ranks: 1, zero_stage: 0}",

@@ -8,6 +8,7 @@ import torch
 from numpy.typing import NDArray
 
 from pretrain.config.models import ElmoConfig
+from pretrain.config.objectives import ElmoObjectiveConfig
 from pretrain.data.blocks import Arrays, Block
 from pretrain.data.stream import digest
 from pretrain.models.elmo.examples import ElmoExampleMaker, ElmoExamples
@@ -32,6 +33,16 @@ def make_block(*sentences: str) -> Block:
 def spoken(characters: NDArray[np.integer]) -> str:
     """Words of [T, C], `<` and `>` standing for the boundaries."""
     return "".join({256: "<", 257: ">"}.get(row[1], chr(row[1] % 256)) for row in characters.tolist())
+
+
+@pytest.fixture
+def objective(objective_config: ElmoObjectiveConfig) -> ElmoObjectiveConfig:
+    return objective_config
+
+
+def changed(objective: ElmoObjectiveConfig, **options: object) -> ElmoObjectiveConfig:
+    """The objective with other options."""
+    return objective.model_copy(update=options)
 
 
 def read(arrays: Arrays, tokenizer: WordTokenizer) -> list[tuple[str, str, str, str]]:
@@ -82,13 +93,14 @@ def read(arrays: Arrays, tokenizer: WordTokenizer) -> list[tuple[str, str, str, 
 )
 def test_packing(
     config: ElmoConfig,
+    objective: ElmoObjectiveConfig,
     tokenizer: WordTokenizer,
     unroll_length: int,
     rows: int,
     pad: bool,
     expected: list[tuple[str, str, str, str]],
 ) -> None:
-    maker = ElmoExampleMaker(config.model_copy(update={"unroll_length": unroll_length}), tokenizer, rows)
+    maker = ElmoExampleMaker(config, changed(objective, unroll_length=unroll_length), tokenizer, rows)
     examples = maker.make(make_block("a b c", "d", "e f"), RNG, pad=pad)
     assert len(examples) == len(expected)
     assert read(examples.take(0, len(examples)), tokenizer) == expected
@@ -120,13 +132,14 @@ def test_packing(
 )
 def test_every_sentence_by_itself(
     config: ElmoConfig,
+    objective: ElmoObjectiveConfig,
     tokenizer: WordTokenizer,
     unroll_length: int,
     rows: int,
     expected: list[tuple[str, str, str, str, int]],
 ) -> None:
-    config = config.model_copy(update={"unroll_length": unroll_length})
-    maker = ElmoExampleMaker(config, tokenizer, rows, reset=True)
+    objective = changed(objective, unroll_length=unroll_length)
+    maker = ElmoExampleMaker(config, objective, tokenizer, rows, reset=True)
     arrays = maker.make(make_block("a b c", "d", "e f"), RNG, pad=True).take(0, 100)
     begins = arrays["begins"].tolist()
     assert [(*each, first) for each, first in zip(read(arrays, tokenizer), begins, strict=True)] == expected
@@ -136,11 +149,18 @@ def test_every_sentence_by_itself(
 
 @pytest.mark.parametrize("reset", [False, True])
 @pytest.mark.parametrize(("rows", "unroll_length"), [(1, 4), (3, 2), (16, 5), (50, 20)])
-def test_places(config: ElmoConfig, tokenizer: WordTokenizer, rows: int, unroll_length: int, reset: bool) -> None:
+def test_places(
+    config: ElmoConfig,
+    objective: ElmoObjectiveConfig,
+    tokenizer: WordTokenizer,
+    rows: int,
+    unroll_length: int,
+    reset: bool,
+) -> None:
     """Every place of a padded block is predicted once by each direction, and the word there is the target."""
     rng = np.random.default_rng(rows)
     block = make_block(*(" ".join(rng.choice(list("abcdefxyz"), rng.integers(1, 9))) for _ in range(40)))
-    maker = ElmoExampleMaker(config.model_copy(update={"unroll_length": unroll_length}), tokenizer, rows, reset=reset)
+    maker = ElmoExampleMaker(config, changed(objective, unroll_length=unroll_length), tokenizer, rows, reset=reset)
     examples = maker.make(block, rng, pad=True)
     arrays, places = examples.take(0, 10**6), examples.places(0, 10**6)
     ids = tokenizer.ids([block.words[token] for token in block.tokens]) if block.words else []
@@ -162,16 +182,18 @@ def documents() -> Block:
     return replace(block, document_starts=np.arange(0, 25, 4), document_numbers=np.arange(6))
 
 
-def test_independent_streams(config: ElmoConfig, tokenizer: WordTokenizer, documents: Block) -> None:
+def test_independent_backward_text(
+    config: ElmoConfig, objective: ElmoObjectiveConfig, tokenizer: WordTokenizer, documents: Block
+) -> None:
     """The backward model reads each sentence once, too, but not beside the forward one; always the same for an rng."""
     makers = {
-        streams: ElmoExampleMaker(config.model_copy(update={"streams": streams}), tokenizer, 4)
-        for streams in ("same", "independent")
+        backward_text: ElmoExampleMaker(config, changed(objective, backward_text=backward_text), tokenizer, 4)
+        for backward_text in ("same", "independent")
     }
     same = makers["same"].make(documents, np.random.default_rng(1))
     first, again, other = (makers["independent"].make(documents, np.random.default_rng(s)) for s in (1, 1, 2))
     count = len(same)
-    assert count * config.unroll_length == len(documents.tokens) + 24, "nothing is left over"
+    assert count * objective.unroll_length == len(documents.tokens) + 24, "nothing is left over"
     assert len({digest(e.take(0, count)) for e in (same, first, other)}) == 3
     assert digest(again.take(0, count)) == digest(first.take(0, count))
 
@@ -194,8 +216,8 @@ def test_independent_streams(config: ElmoConfig, tokenizer: WordTokenizer, docum
     assert digest(held_out[0]) == digest(held_out[1]), "held-out text is read in one way only"
 
 
-def test_shapes_and_types(config: ElmoConfig, tokenizer: WordTokenizer) -> None:
-    examples = ElmoExampleMaker(config, tokenizer, 1).make(make_block("a unseen", "b c d e f"), RNG)
+def test_shapes_and_types(config: ElmoConfig, objective: ElmoObjectiveConfig, tokenizer: WordTokenizer) -> None:
+    examples = ElmoExampleMaker(config, objective, tokenizer, 1).make(make_block("a unseen", "b c d e f"), RNG)
     arrays = examples.take(1, 2)
     assert {name: (array.shape, array.dtype.name) for name, array in arrays.items()} == {
         "forward_characters": ((1, 4, 50), "int16"),
@@ -211,12 +233,12 @@ def test_shapes_and_types(config: ElmoConfig, tokenizer: WordTokenizer) -> None:
 @pytest.mark.parametrize("rows", [1, 2, 5, 40])
 @pytest.mark.parametrize("unroll_length", [1, 3, 7, 50])
 def test_padded_examples_hold_every_position_once(
-    config: ElmoConfig, tokenizer: WordTokenizer, rows: int, unroll_length: int
+    config: ElmoConfig, objective: ElmoObjectiveConfig, tokenizer: WordTokenizer, rows: int, unroll_length: int
 ) -> None:
     rng = np.random.default_rng(rows)
     block = make_block(*(" ".join(rng.choice(list("abcdef"), rng.integers(1, 9))) for _ in range(7)))
-    maker = ElmoExampleMaker(config.model_copy(update={"unroll_length": unroll_length}), tokenizer, rows)
-    whole = ElmoExampleMaker(config.model_copy(update={"unroll_length": len(block.tokens) + 7}), tokenizer, 1)
+    maker = ElmoExampleMaker(config, changed(objective, unroll_length=unroll_length), tokenizer, rows)
+    whole = ElmoExampleMaker(config, changed(objective, unroll_length=len(block.tokens) + 7), tokenizer, 1)
     text = read(whole.make(block, rng).take(0, 1), tokenizer)[0]
     arrays = maker.make(block, rng, pad=True).take(0, 10**6)
     count = len(block.tokens) + 7
@@ -232,13 +254,17 @@ def test_padded_examples_hold_every_position_once(
         assert "".join(t.rstrip("_") for t in targets[order]) == text[direction + 1]
 
 
-def test_an_empty_block_has_no_examples(config: ElmoConfig, tokenizer: WordTokenizer) -> None:
-    maker = ElmoExampleMaker(config, tokenizer, 3)
+def test_an_empty_block_has_no_examples(
+    config: ElmoConfig, objective: ElmoObjectiveConfig, tokenizer: WordTokenizer
+) -> None:
+    maker = ElmoExampleMaker(config, objective, tokenizer, 3)
     assert [len(maker.make(make_block(), RNG, pad=pad)) for pad in (False, True)] == [0, 0]
 
 
-def test_collate_spells_each_word_once(config: ElmoConfig, tokenizer: WordTokenizer) -> None:
-    maker = ElmoExampleMaker(config, tokenizer, 2)
+def test_collate_spells_each_word_once(
+    config: ElmoConfig, objective: ElmoObjectiveConfig, tokenizer: WordTokenizer
+) -> None:
+    maker = ElmoExampleMaker(config, objective, tokenizer, 2)
     arrays = maker.make(make_block("a b a b a", "b a a a b"), RNG).take(0, 2)
     batch = maker.collate(arrays)
     assert {tensor.dtype for tensor in batch.values()} == {torch.int64}
@@ -253,7 +279,9 @@ def test_collate_spells_each_word_once(config: ElmoConfig, tokenizer: WordTokeni
 
 @pytest.mark.parametrize("longest", [0, 1, 40, 43, 44, 45, 46, 48, 60])
 @pytest.mark.parametrize("activation", ["relu", "tanh"])
-def test_trimming_changes_nothing(config: ElmoConfig, longest: int, activation: str) -> None:
+def test_trimming_changes_nothing(
+    config: ElmoConfig, objective: ElmoObjectiveConfig, longest: int, activation: str
+) -> None:
     """Also the gradients, of words up to, at and beyond the limit of 48 bytes."""
     torch.manual_seed(longest)
     config = config.model_copy(update={"activation": activation})
@@ -271,10 +299,12 @@ def test_trimming_changes_nothing(config: ElmoConfig, longest: int, activation: 
         torch.testing.assert_close(full, short, rtol=1e-12, atol=1e-12)
 
 
-def test_running_the_encoder_on_distinct_words_changes_nothing(config: ElmoConfig) -> None:
+def test_running_the_encoder_on_distinct_words_changes_nothing(
+    config: ElmoConfig, objective: ElmoObjectiveConfig
+) -> None:
     torch.manual_seed(0)
     encoder = TokenEncoder(config).double()
-    maker = ElmoExampleMaker(config, WordTokenizer(SPECIAL_WORDS), 2)
+    maker = ElmoExampleMaker(config, objective, WordTokenizer(SPECIAL_WORDS), 2)
     arrays = maker.make(make_block("the cat", "the dog and the cat", "a cat sat"), RNG).take(0, 2)
     batch = maker.collate(arrays)
     tokens = encoder(batch["characters"])[batch["backward_index"]]

@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from pretrain.config.models import ElmoConfig
+from pretrain.config.objectives import ElmoObjectiveConfig
 from pretrain.errors import DataError, ExportError
 from pretrain.models.elmo import FAMILY
 from pretrain.models.elmo.model import ElmoModel
@@ -25,7 +26,10 @@ SharedData = Callable[[str], Path]
 def folder(tmp_path: Path, config: ElmoConfig, tokenizer: WordTokenizer) -> Path:
     """A small model, written."""
     torch.manual_seed(0)
-    FAMILY.write(tmp_path / "model", ModelFolder(ElmoModel(config, tokenizer.vocabulary_size), tokenizer, config))
+    FAMILY.format.write(
+        tmp_path / "model",
+        ModelFolder(ElmoModel(config, tokenizer.vocabulary_size), tokenizer, config, ElmoObjectiveConfig()),
+    )
     return tmp_path / "model"
 
 
@@ -44,26 +48,26 @@ def test_round_trip(
     config = config.model_copy(update=changes)
     model = ElmoModel(config, tokenizer.vocabulary_size if softmax else None)
     cutter = WordTokenizer(tokenizer.vocabulary, words="unicode", lowercase=True)
-    FAMILY.write(tmp_path, ModelFolder(model, cutter, config))
-    assert FAMILY.recognises(tmp_path)
+    FAMILY.format.write(tmp_path, ModelFolder(model, cutter, config, ElmoObjectiveConfig()))
+    assert FAMILY.format.recognises(tmp_path)
     state = torch.get_rng_state()
-    read = FAMILY.read(tmp_path)
+    read = FAMILY.format.read(tmp_path)
     assert torch.equal(state, torch.get_rng_state()) and not read.model.training
-    assert read.config == config.model_copy(update={"dropout": 0.1, "unroll_length": 20})
+    assert read.config == config.model_copy(update={"dropout": 0.1})
     ours, theirs = model.state_dict(), read.model.state_dict()
     assert ours.keys() == theirs.keys()
     assert all(torch.equal(ours[name], theirs[name]) for name in ours)
     assert isinstance(read.tokenizer, WordTokenizer)
     assert (read.tokenizer.vocabulary, read.tokenizer.words) == (tokenizer.vocabulary, "unicode")
     assert read.tokenizer.lowercase
-    assert isinstance(FAMILY.load_tokenizer(tmp_path), WordTokenizer)
+    assert isinstance(FAMILY.tokenizer.load(tmp_path), WordTokenizer)
 
 
 def test_files_are_as_published(folder: Path, shared_data: SharedData, tmp_path: Path) -> None:
     """The same files, keys, datasets, shapes and types as the fixture's, for a model of its sizes."""
     published = shared_data("elmo_fixtures/skip_and_clips")
     ours = tmp_path / "ours"
-    FAMILY.write(ours, FAMILY.read(published))
+    FAMILY.format.write(ours, FAMILY.format.read(published))
     assert sorted(path.name for path in ours.iterdir()) == ["options.json", "vocabulary.txt", "weights.hdf5"]
     assert sorted(path.name for path in folder.iterdir()) == [
         "options.json", "softmax_weights.hdf5", "vocabulary.txt", "weights.hdf5",
@@ -83,19 +87,19 @@ def test_files_are_as_published(folder: Path, shared_data: SharedData, tmp_path:
 
 
 def test_what_the_original_trainer_writes(shared_data: SharedData) -> None:
-    read = FAMILY.read(shared_data("elmo_fixtures/untrained_es"))
+    read = FAMILY.format.read(shared_data("elmo_fixtures/untrained_es"))
     assert (read.config.cell_size, read.config.projection_size, read.config.num_layers) == (64, 16, 2)
     assert (read.model.encoder.token_encoder.highways[0].carry.bias == -2).all()
-    assert read.objective.softmax is None
+    assert read.model.softmax is None
     assert read.tokenizer is not None and read.tokenizer.vocabulary_size == 3
-    assert FAMILY.load_tokenizer(shared_data("elmo_fixtures/untrained_es")) is None
+    assert FAMILY.tokenizer.load(shared_data("elmo_fixtures/untrained_es")) is None
 
 
 def test_softmax_file(shared_data: SharedData, tmp_path: Path) -> None:
     for name in ("options.json", "lm_weights.hdf5", "vocab_test.txt"):
         shutil.copy(shared_data("elmo_fixtures/skip_and_clips") / name, tmp_path)
     shutil.copy(shared_data("elmo_fixtures/softmax") / "elmo_softmax_weights.hdf5", tmp_path)
-    read = FAMILY.read(tmp_path)
+    read = FAMILY.format.read(tmp_path)
     with h5py.File(tmp_path / "elmo_softmax_weights.hdf5") as file:
         assert np.array_equal(read.model.softmax.weight.detach(), file["softmax/W"])
         assert np.array_equal(read.model.softmax.bias.detach(), file["softmax/b"])
@@ -105,7 +109,7 @@ def test_softmax_file(shared_data: SharedData, tmp_path: Path) -> None:
 @pytest.mark.parametrize("n_characters", [261, 262, None])
 def test_counts_of_characters(folder: Path, n_characters: int | None) -> None:
     edit(folder, "char_cnn", "n_characters", n_characters)
-    FAMILY.read(folder)
+    FAMILY.format.read(folder)
 
 
 def edit(folder: Path, section: str, key: str, value: object) -> None:
@@ -126,13 +130,13 @@ def edit(folder: Path, section: str, key: str, value: object) -> None:
         ("char_cnn", "activation", "selu", r"options.json: activation: .*'relu' or 'tanh', not 'selu'"),
         ("char_cnn", "n_highway", 3, r"weights.hdf5 has no dataset CNN_high_2/W_transform"),
         ("lstm", "dim", 8, r"weights.hdf5: RNN_0/.*/W_0 is \(8, 28\), the options ask for \(8, 32\)"),
-        ("tokenizer", "words", "syllables", r"options.json: tokenizer.words: .*'syllables'"),
+        ("tokenizer", "words", "syllables", r"options.json: tokenizer.word_split: .*'syllables'"),
     ],
 )
 def test_options_that_do_not_fit(folder: Path, section: str, key: str, value: object, message: str) -> None:
     edit(folder, section, key, value)
     with pytest.raises(ExportError, match=message) as caught:
-        FAMILY.read(folder)
+        FAMILY.format.read(folder)
     assert "\n" not in str(caught.value)
 
 
@@ -146,7 +150,7 @@ def test_options_that_do_not_fit(folder: Path, section: str, key: str, value: ob
 def test_missing_files(folder: Path, name: str, message: str) -> None:
     (folder / name).unlink()
     with pytest.raises(ExportError, match=message):
-        FAMILY.read(folder)
+        FAMILY.format.read(folder)
 
 
 @pytest.mark.parametrize(
@@ -160,37 +164,37 @@ def test_missing_files(folder: Path, name: str, message: str) -> None:
 def test_ambiguous_files(folder: Path, name: str, message: str) -> None:
     shutil.copy(folder / name, folder / f"more_{name}")
     with pytest.raises(ExportError, match=message):
-        FAMILY.read(folder)
+        FAMILY.format.read(folder)
 
 
 def test_vocabularies_that_do_not_fit(folder: Path) -> None:
     shutil.copy(folder / "vocabulary.txt", folder / "vocab-2016.txt")
     with pytest.raises(ExportError, match=r"vocab-2016.txt and vocabulary.txt: leave one"):
-        FAMILY.read(folder)
+        FAMILY.format.read(folder)
     (folder / "vocabulary.txt").unlink()
     with (folder / "vocab-2016.txt").open("a", encoding="utf-8") as file:
         file.write("more\n")
     with pytest.raises(ExportError, match=r"softmax_weights.hdf5 predicts 9 words, the vocabulary beside it has 10"):
-        FAMILY.read(folder)
+        FAMILY.format.read(folder)
     (folder / "vocab-2016.txt").write_text("<S>\nword\n")
     with pytest.raises(DataError, match=r"vocab-2016.txt lacks </S>, <UNK>"):
-        FAMILY.read(folder)
+        FAMILY.format.read(folder)
 
 
 def test_damaged_files(folder: Path) -> None:
     weights = folder / "weights.hdf5"
     weights.write_bytes(weights.read_bytes()[:3000])
     with pytest.raises(ExportError, match=r"weights.hdf5 is not an HDF5 file, or is cut short"):
-        FAMILY.read(folder)
+        FAMILY.format.read(folder)
     (folder / "options.json").write_text("{")
     with pytest.raises(ExportError, match=r"options.json is not JSON"):
-        FAMILY.read(folder)
+        FAMILY.format.read(folder)
 
 
 def test_initialize(folder: Path, config: ElmoConfig, tokenizer: WordTokenizer) -> None:
     model = ElmoModel(config, 9)
-    held = FAMILY.read(folder).model.state_dict()
-    assert FAMILY.initialize(model, folder, tokenizer) == []
+    held = FAMILY.format.read(folder).model.state_dict()
+    assert FAMILY.format.initialize(model, folder, tokenizer) == []
     assert all(torch.equal(value, held[name]) for name, value in model.state_dict().items())
 
 
@@ -201,9 +205,9 @@ def test_initialize_with_another_vocabulary(folder: Path, config: ElmoConfig, to
     assert model.softmax is not None
     torch.nn.init.normal_(model.softmax.bias)
     fresh = {name: value.clone() for name, value in model.state_dict().items()}
-    new = FAMILY.initialize(model, folder, WordTokenizer(words))
+    new = FAMILY.format.initialize(model, folder, WordTokenizer(words))
     assert new == ["the softmax of 3 of 8 words, which the folder's vocabulary lacks"]
-    held = FAMILY.read(folder).model.state_dict()
+    held = FAMILY.format.read(folder).model.state_dict()
     for name, value in model.state_dict().items():
         if name.startswith("encoder."):
             assert torch.equal(value, held[name]), name
@@ -228,9 +232,9 @@ def test_initialize_without_a_softmax(
     model = ElmoModel(config, 9)
     assert model.softmax is not None
     fresh = model.softmax.weight.detach().clone()
-    assert FAMILY.initialize(model, folder, tokenizer) == [new]
+    assert FAMILY.format.initialize(model, folder, tokenizer) == [new]
     assert torch.equal(model.softmax.weight, fresh)
-    held = FAMILY.read(folder).model.encoder.state_dict()
+    held = FAMILY.format.read(folder).model.encoder.state_dict()
     assert all(torch.equal(value, held[name]) for name, value in model.encoder.state_dict().items())
 
 
@@ -250,4 +254,4 @@ def test_initialize_another_encoder(
 ) -> None:
     """Also where its weights would fit, and mean something else."""
     with pytest.raises(ExportError, match=message):
-        FAMILY.initialize(ElmoModel(config.model_copy(update=change), 9), folder, tokenizer)
+        FAMILY.format.initialize(ElmoModel(config.model_copy(update=change), 9), folder, tokenizer)

@@ -13,6 +13,7 @@ import torch
 from numpy.typing import NDArray
 
 from pretrain.config.models import ElmoConfig
+from pretrain.config.objectives import ElmoObjectiveConfig
 from pretrain.errors import ExportError
 from pretrain.models.elmo import FAMILY
 from pretrain.models.elmo.model import ElmoModel
@@ -29,7 +30,7 @@ def write(folder: Path, config: ElmoConfig, tokenizer: WordTokenizer) -> ElmoMod
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.normal_()
-    FAMILY.write(folder, ModelFolder(model, tokenizer, config))
+    FAMILY.format.write(folder, ModelFolder(model, tokenizer, config, ElmoObjectiveConfig()))
     return model
 
 
@@ -97,12 +98,12 @@ def test_every_shape(
         changes |= {"skip_connections": skips, "activation": activation, "cell_clip": float(skips)}
         first, second = tmp_path / f"{number}-1", tmp_path / f"{number}-2"
         model = write(first, config.model_copy(update=changes), tokenizer)
-        read = FAMILY.read(first)
+        read = FAMILY.format.read(first)
         assert {key: getattr(read.config, key) for key in changes} == changes
         assert model.state_dict().keys() == read.model.state_dict().keys()
         for name, value in model.state_dict().items():
             assert torch.equal(value, read.model.state_dict()[name]), name
-        FAMILY.write(second, read)
+        FAMILY.format.write(second, read)
         for path in first.iterdir():
             assert path.read_bytes() == (second / path.name).read_bytes(), path.name
         loaded = load_as_the_original(first)
@@ -137,14 +138,14 @@ def test_no_clips(absent: object, config: ElmoConfig, tokenizer: WordTokenizer, 
                 del options["lstm"][key]
 
     change_options(tmp_path, change)
-    read = FAMILY.read(tmp_path).config
+    read = FAMILY.format.read(tmp_path).config
     assert (read.cell_clip, read.projection_clip) == (0.0, 0.0)
 
 
 def test_options_of_training(config: ElmoConfig, tokenizer: WordTokenizer, tmp_path: Path) -> None:
     """The original's trainer leaves its own keys in the file; TensorFlow checkpoints come with yet others."""
     write(tmp_path, config, tokenizer)
-    expected = FAMILY.read(tmp_path).config
+    expected = FAMILY.format.read(tmp_path).config
 
     def change(options: dict[str, Any]) -> None:
         more = {"bidirectional": True, "dropout": 0.5, "all_clip_norm_val": 10.0, "n_epochs": 10, "batch_size": 128}
@@ -154,7 +155,7 @@ def test_options_of_training(config: ElmoConfig, tokenizer: WordTokenizer, tmp_p
         options["char_cnn"] |= {"projection_after_highway": True, "n_characters": 261}
 
     change_options(tmp_path, change)
-    assert FAMILY.read(tmp_path).config == expected
+    assert FAMILY.format.read(tmp_path).config == expected
 
 
 def rename(folder: Path, change: Callable[[h5py.File], None]) -> None:
@@ -173,7 +174,7 @@ def test_a_stored_row_for_padding(
 ) -> None:
     """Written by who had read the file into a model for use, in which id 0 is padding; any other first row is data."""
     write(tmp_path, config, tokenizer)
-    expected = FAMILY.read(tmp_path)
+    expected = FAMILY.format.read(tmp_path)
 
     def pad(file: h5py.File, value: float = 0.0) -> None:
         rows = file["char_embed"][...][-261:]
@@ -182,16 +183,16 @@ def test_a_stored_row_for_padding(
 
     rename(tmp_path, pad)
     change_options(tmp_path, lambda options: options["char_cnn"].update(n_characters=n_characters))
-    assert equal(FAMILY.read(tmp_path), expected)
+    assert equal(FAMILY.format.read(tmp_path), expected)
     rename(tmp_path, lambda file: pad(file, 0.5))
     with pytest.raises(ExportError, match=r"weights.hdf5: char_embed has 262 rows, of which the first is not 0"):
-        FAMILY.read(tmp_path)
+        FAMILY.format.read(tmp_path)
 
 
 def test_the_only_layer_of_a_stack(config: ElmoConfig, tokenizer: WordTokenizer, tmp_path: Path) -> None:
     """As the original's trainer names it, which the original's reader cannot read; ours are named as that one asks."""
     write(tmp_path, config.model_copy(update={"num_layers": 1}), tokenizer)
-    expected = FAMILY.read(tmp_path)
+    expected = FAMILY.format.read(tmp_path)
 
     def shorten(file: h5py.File) -> None:
         for direction in ("RNN_0/RNN", "RNN_1/RNN"):
@@ -199,15 +200,15 @@ def test_the_only_layer_of_a_stack(config: ElmoConfig, tokenizer: WordTokenizer,
             del file[f"{direction}/MultiRNNCell"]
 
     rename(tmp_path, shorten)
-    assert equal(FAMILY.read(tmp_path), expected)
-    FAMILY.write(tmp_path / "again", FAMILY.read(tmp_path))
+    assert equal(FAMILY.format.read(tmp_path), expected)
+    FAMILY.format.write(tmp_path / "again", FAMILY.format.read(tmp_path))
     load_as_the_original(tmp_path / "again")
 
 
 def test_a_softmax_among_the_weights(config: ElmoConfig, tokenizer: WordTokenizer, tmp_path: Path) -> None:
     """The original's writer leaves the softmax out; those who needed it changed a line of it."""
     write(tmp_path, config, tokenizer)
-    expected = FAMILY.read(tmp_path)
+    expected = FAMILY.format.read(tmp_path)
 
     def add(file: h5py.File) -> None:
         with h5py.File(tmp_path / "softmax_weights.hdf5") as softmax:
@@ -215,4 +216,4 @@ def test_a_softmax_among_the_weights(config: ElmoConfig, tokenizer: WordTokenize
 
     rename(tmp_path, add)
     (tmp_path / "softmax_weights.hdf5").unlink()
-    assert equal(FAMILY.read(tmp_path), expected)
+    assert equal(FAMILY.format.read(tmp_path), expected)

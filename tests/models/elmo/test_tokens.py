@@ -9,7 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pretrain.config.models import ElmoConfig, WordsConfig
+from pretrain.config.models import WordsConfig
+from pretrain.config.objectives import ElmoObjectiveConfig
 from pretrain.errors import DataError
 from pretrain.models.elmo import FAMILY
 from pretrain.models.elmo.tokens import (
@@ -88,7 +89,7 @@ def test_pieces_keep_the_text() -> None:
 
 def test_learning() -> None:
     texts = ["b a b", "<S> a c d d", "A"]
-    config = WordsConfig(words="whitespace", vocabulary_size=6)
+    config = WordsConfig(word_split="whitespace", vocabulary_size=6)
     assert learn(lambda: texts, config).vocabulary == (*SPECIAL_WORDS, "a", "b", "d")
     lower = config.model_copy(update={"lowercase": True, "minimum_count": 3})
     assert learn(lambda: texts, lower).vocabulary == (*SPECIAL_WORDS, "a")
@@ -109,7 +110,7 @@ def test_a_given_vocabulary(tmp_path: Path) -> None:
 
     path = tmp_path / "vocab-2016-09-10.txt"
     path.write_text("</S>\n<S>\n<UNK>\nthe\n!!!MAXTERMID\ncat\n")
-    tokenizer = learn(texts, WordsConfig(vocabulary=path, words="whitespace", lowercase=True))
+    tokenizer = learn(texts, WordsConfig(vocabulary=path, word_split="whitespace", lowercase=True))
     assert tokenizer.vocabulary == ("</S>", "<S>", "<UNK>", "the", "cat")
     assert (tokenizer.words, tokenizer.lowercase) == ("whitespace", True)
     path.write_text("<S>\n</S>\nthe\n")
@@ -147,11 +148,11 @@ def test_the_order_of_a_vocabulary(order: Iterable[int], sorted_enough: bool) ->
 
 
 def test_only_sampled_softmax_minds_the_order() -> None:
-    assert FAMILY.vocabulary_problem is not None
+    assert FAMILY.tokenizer.problem is not None
     tokenizer, counts = WordTokenizer((*SPECIAL_WORDS, *WORDS)), ZIPF.copy()
     counts[3:] = counts[:2:-1]
-    assert FAMILY.vocabulary_problem(ElmoConfig(softmax="full"), tokenizer, counts) is None
-    assert FAMILY.vocabulary_problem(ElmoConfig(softmax="sampled"), tokenizer, counts) is not None
+    assert FAMILY.tokenizer.problem(ElmoObjectiveConfig(softmax="full"), tokenizer, counts) is None
+    assert FAMILY.tokenizer.problem(ElmoObjectiveConfig(softmax="sampled"), tokenizer, counts) is not None
 
 
 def test_learning_is_the_same_in_every_process() -> None:
@@ -177,11 +178,11 @@ def test_save_and_load(tmp_path: Path) -> None:
     saved = WordTokenizer(("x", "\u2028é", *SPECIAL_WORDS), words="unicode", lowercase=True)
     assert load(tmp_path) is None
     saved.save(tmp_path)
-    loaded = FAMILY.load_tokenizer(tmp_path)
+    loaded = FAMILY.tokenizer.load(tmp_path)
     assert isinstance(loaded, WordTokenizer)
     assert (loaded.vocabulary, loaded.words, loaded.lowercase) == (saved.vocabulary, "unicode", True)
     assert (loaded.sentence_begin, loaded.sentence_end) == (2, 3)
-    assert not FAMILY.recognises(tmp_path)
+    assert not FAMILY.format.recognises(tmp_path)
 
 
 def test_vocabulary_lines_are_ids(tmp_path: Path) -> None:
