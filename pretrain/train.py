@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from pretrain.config.load import dump_config
 from pretrain.config.models import WordsConfig
 from pretrain.config.run import RunConfig
+from pretrain.data.prepare import check_places
 from pretrain.errors import ConfigError
 from pretrain.runs.checkpoints import newest_step, steps_in
 from pretrain.runs.folder import RunFolder
@@ -43,13 +44,14 @@ def train(config: RunConfig, stop_after: int | None = None, *, extend: bool = Fa
     started by torchrun this is one rank; else the ranks are started here. Raises PretrainError for a user's mistake,
     found before ranks start; SystemExit where a rank failed.
     """
-    config = settle(config)
     folder = RunFolder(config.folder)
     launched = world()
     if launched is not None:
         end_with_launcher()
-        return train_launched(config, folder, launched, stop_after, extend=extend)
+        return train_launched(settle(config), folder, launched, stop_after, extend=extend)
+    check_places(config)
     with folder.lock() as lock:
+        config = settle(config)
         folder.check(config, extend=extend)
         if finished(config, folder):
             return Ended(folder.path)

@@ -57,7 +57,9 @@ class ElmoObjectiveConfig(Section):
         del compute, precision  # the recurrence keeps float32
         positions = 2 * micro_size * self.unroll_length  # of both directions
         width, widest = sum(number for _, number in model.filters), max(number for _, number in model.filters)
-        words = min(positions, 4.9 * positions**0.65)  # 1,250 of 5,120 and 2,550 of 15,360: docs/benchmarks/elmo-cpu.md
+        words = min(
+            positions, 4.9 * math.pow(positions, 0.65)
+        )  # 1,250 of 5,120 and 2,550 of 15,360: docs/benchmarks/elmo-cpu.md
         candidates = min(self.num_negatives, vocabulary_size) if self.softmax == "sampled" else 0
         elements = (
             # per layer: inputs, dropout, outputs (twice) and the sum of a skip connection; gates and three of the cell
@@ -164,10 +166,9 @@ class BertObjectiveConfig(Section):
             ("per_sequence",) if mixed else ("auto", "per_sequence")
         ):
             layer += 8 * model.num_heads * self.max_sequence_length  # probabilities, and what is dropped of them
+        layers = model.num_layers * layer
         if compute.activation_checkpointing:
             layers = model.num_layers * 4 * h + layer  # every layer's input, and one layer anew
-        else:
-            layers = model.num_layers * layer
         predicted = micro_size * self.masked_per_pack if self.packing else math.ceil(self.mask_probability * tokens)
         return round(
             tokens * (layers + 12 * h + 4 * (wide + 4 * h))  # embeddings, and the gradients within a layer

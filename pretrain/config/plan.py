@@ -58,7 +58,8 @@ class Plan:
         batch, steps = self.config.batch, self.config.schedule.total_steps
         stage = self.config.sharding.zero_stage
         states = self.memory[stage]
-        others = ", ".join(f"{size(self.memory[other])} at stage {other}" for other in self.memory if other != stage)
+        others = [f"{size(self.memory[other])} at stage {other}" for other in self.memory if other != stage]
+        sharded = f" ({', '.join(others)})" if self.ranks > 1 else ""
         known = "" if self.passes else "at most "
         return [
             f"step: {batch.global_size:,} examples = {self.ranks} {_plural('rank', self.ranks)} × {self.accumulation} "
@@ -70,7 +71,7 @@ class Plan:
             f"computation: {self.flops_per_token:.2e} FLOPs per token, {self.total_flops:.2e} FLOPs in all",
             f"memory per rank: about {size(states + self.activations)}, beside Python and its libraries: "
             f"{size(self.activations)} for the activations of a micro-batch, "
-            f"{size(states)} for weights, gradients and optimizer states at ZeRO stage {stage} ({others})",
+            f"{size(states)} for weights, gradients and optimizer states at ZeRO stage {stage}{sharded}",
             f"time: {self._time(speed)}",
         ]
 
@@ -78,8 +79,8 @@ class Plan:
         if self.passes is None:
             return "known once it is prepared: pretrain prepare CONFIG"
         if len(self.passes) == 1:
-            return f"about {next(iter(self.passes.values())):.3g}"
-        return "about " + ", ".join(f"{passes:.3g} of {name}" for name, passes in self.passes.items())
+            return f"about {_rounded(next(iter(self.passes.values())))}"
+        return "about " + ", ".join(f"{_rounded(passes)} of {name}" for name, passes in self.passes.items())
 
     def _time(self, speed: Speed | None) -> str:
         if speed is None:
@@ -154,6 +155,11 @@ def duration(seconds: float) -> str:
     if hours < 2:
         return f"{minutes:,.0f} minutes" if minutes >= 2 else f"{seconds:,.0f} seconds"
     return f"{hours:,.1f} hours" if hours < 48 else f"{hours:,.0f} hours ({hours / 24:,.0f} days)"
+
+
+def _rounded(number: float) -> str:
+    """Two digits where it is small."""
+    return f"{number:,.0f}" if number >= 10 else f"{number:.2g}"
 
 
 def _plural(word: str, count: int) -> str:
