@@ -114,26 +114,37 @@ def train(config: str, overrides: tuple[str, ...], stop_after: int | None, exten
 
 
 @main.command()
-@click.argument("target", metavar="RUN|MODEL", type=click.Path(path_type=Path))
+@click.argument("targets", metavar="RUN|MODEL…", nargs=-1, required=True, type=click.Path(path_type=Path))
 @click.option("--data", multiple=True, metavar="FILE", help="Text to evaluate on, instead of the run's held-out text.")
 @click.option("--checkpoint", default="best", show_default=True, help="Of a run: best, newest, or a step.")
 @click.option("--lines", type=click.Choice(LINES), default="paragraph", show_default=True, help="What a line is.")
+@click.option("--language", metavar="CODE", help="Of the text of --data, such as is; by default the model's.")
 @click.option("--states", type=click.Choice(["carried", "reset"]), help=STATES)
 @click.option("--per-sentence", type=click.Path(path_type=Path), metavar="FILE", help=PER_SENTENCE)
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+@click.option("--json", "as_json", is_flag=True, help="Print a JSON object, or a list for several.")
 def evaluate(
-    target: Path,
+    targets: tuple[Path, ...],
     data: tuple[str, ...],
     checkpoint: str,
     lines: str,
+    language: str | None,
     states: Literal["carried", "reset"] | None,
     per_sentence: Path | None,
     as_json: bool,
 ) -> None:
-    """Held-out loss and perplexity of a run, or of a model folder on the text of --data."""
-    from pretrain.evaluate import evaluate
+    """Held-out loss and perplexity of a run, or of a model folder on the text of --data; of several, a table."""
+    from pretrain.evaluate import compare, evaluate
+    from pretrain.runs.evaluation import Comparison, Evaluation
 
-    result = evaluate(target, data, checkpoint, lines, states=states, per_sentence=per_sentence)
+    result: Evaluation | Comparison
+    if len(targets) == 1:
+        result = evaluate(
+            targets[0], data, checkpoint, lines, language=language, states=states, per_sentence=per_sentence
+        )
+    elif per_sentence is not None:
+        raise ConfigError(f"--per-sentence {per_sentence}: for one run or model, not for {len(targets)}")
+    else:
+        result = compare(targets, data, checkpoint, lines, language=language, states=states)
     click.echo(json.dumps(result.values()) if as_json else "\n".join(result.lines()))
 
 

@@ -14,10 +14,11 @@ from pretrain.config.load import load_config
 from pretrain.config.run import RunConfig
 from pretrain.data.corpus import open_corpus, source_weights
 from pretrain.embedding.embedder import Embedder
-from pretrain.evaluate import Evaluation, evaluate
+from pretrain.evaluate import evaluate
 from pretrain.export import export
 from pretrain.models import FAMILIES, get_family
 from pretrain.models.family import ModelFolder
+from pretrain.runs.evaluation import Evaluation
 from pretrain.runs.folder import RunFolder
 from pretrain.runs.held_out import evaluate_model
 from pretrain.runs.trained import build_untrained, read_tokenizer

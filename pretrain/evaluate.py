@@ -1,29 +1,30 @@
-"""`pretrain evaluate`: held-out loss and perplexity of a run or of a model folder."""
+"""`pretrain evaluate`: held-out loss and perplexity of a run or of a model folder, or of several side by side."""
 
+import hashlib
 import json
+import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
+from pydantic import ValidationError
 
 from pretrain.config.data import DataConfig
+from pretrain.config.problems import describe_problems
 from pretrain.data.corpus import PreparedCorpus, PreparedSource
 from pretrain.data.prepare import prepare_temporarily
-from pretrain.errors import ConfigError, DataError, ExportError
-from pretrain.models import get_family
-from pretrain.models.family import Tokenizer
-from pretrain.models.loss import Losses, exp
+from pretrain.errors import CheckpointError, ConfigError, DataError, ExportError, PretrainError
+from pretrain.models import find_family, get_family
+from pretrain.models.family import ModelFolder, Tokenizer
+from pretrain.runs.evaluation import Comparison, Evaluation, States
 from pretrain.runs.held_out import evaluate_model
-from pretrain.runs.trained import is_run, read_model, read_trained
+from pretrain.runs.trained import Trained, is_run, read_model, read_trained
 
-States = Literal["carried", "reset"]
-SAID: dict[States, str] = {
-    "carried": "carried from sentence to sentence, from zero at the start of each row of a block",
-    "reset": "reset, so that every sentence starts from zero",
-}
+log = logging.getLogger(__name__)
+
 Counts = np.ndarray[Any, np.dtype[np.int64]]
 
 KINDS = {
@@ -42,50 +43,18 @@ KINDS = {
 
 
 @dataclass(frozen=True)
-class Evaluation:
-    """How well a model predicts a text; losses in nats per prediction."""
+class _Text:
+    """What is evaluated on."""
 
-    what: str
-    losses: Losses
-    unigram_loss: float | None
-    """What a unigram model of the training text would have scored on the same tokens; None without a run."""
-    states: States | None = None
-    """Whether states went on from sentence to sentence; None for models that carry none."""
+    sources: Sequence[PreparedSource]
+    counts: Counts
+    """How often each id occurs in it, [vocabulary]."""
 
-    def values(self) -> dict[str, Any]:
-        """All numbers by name, as `metrics.jsonl` spells them."""
-        losses = self.losses
-        values: dict[str, Any] = {"what": self.what, "loss": losses.loss, "perplexity": losses.perplexity}
-        values |= losses.metrics
-        values |= {f"{name}_perplexity": perplexity for name, perplexity in losses.perplexities.items()}
-        if len(losses.perplexities) > 1:
-            values |= {
-                "perplexity_arithmetic": losses.perplexity_arithmetic,
-                "perplexity_geometric": losses.perplexity,
-            }
-        values |= {f"{name}_predictions": count for name, count in losses.counts.items()}
-        return values | {"unigram_loss": self.unigram_loss, "states": self.states}
-
-    def lines(self) -> list[str]:
-        """One readable line per number."""
-        losses = self.losses
-        lines = [f"{self.what}"]
-        for name, loss in losses.terms.items():
-            shown = f", perplexity {exp(loss):,.2f}" if losses.predicts_tokens[name] else ""
-            if name in losses.accuracies:
-                shown += f", accuracy {losses.accuracies[name]:.2%}"
-            if name in losses.majorities:
-                shown += f" (the more frequent class: {losses.majorities[name]:.2%})"
-            lines.append(f"{name}: loss {loss:.4f}{shown} over {losses.counts[name]:,} predictions")
-        lines.append(f"loss {losses.loss:.4f}, perplexity {losses.perplexity:,.2f}")
-        if len(losses.perplexities) > 1:
-            names = " and ".join(losses.perplexities)
-            lines[-1] += f" (geometric mean of {names}; arithmetic mean {losses.perplexity_arithmetic:,.2f})"
-        if self.states is not None:
-            lines.append(f"states: {SAID[self.states]}")
-        if self.unigram_loss is not None:
-            lines.append(f"unigram baseline: loss {self.unigram_loss:.4f}, perplexity {exp(self.unigram_loss):,.2f}")
-        return lines
+    @property
+    def identity(self) -> str:
+        """16 hex digits, equal for the same text in the same tokens."""
+        contents = [source.shards.contents for source in self.sources]
+        return hashlib.blake2b(json.dumps(contents).encode() + self.counts.tobytes(), digest_size=8).hexdigest()
 
 
 def evaluate(
@@ -94,41 +63,99 @@ def evaluate(
     checkpoint: str = "best",
     lines: str = "paragraph",
     *,
-    language: str = "en",
+    language: str | None = None,
     states: States | None = None,
     per_sentence: Path | None = None,
 ) -> Evaluation:
     """The loss of a run's checkpoint, or of a model folder, on a run's held-out text or on the files of `data`.
 
-    `lines` and `language` are as in a config's `data`, for the files of `data`.
-    Of a model that carries states, they are `carried` through each row of a block (the default), or `reset` before each
-    sentence. `per_sentence` is a file to make, for a JSON line of log-probabilities per sentence (`SentenceScorer`).
+    `lines` and `language` are as in a config's `data`, for the files of `data`; by default the language is that of the
+    text that the model was trained on. Of a model that carries states, they are `carried` through each row of a block
+    (the default), or `reset` before each sentence. `per_sentence` is a file to make, for a JSON line of
+    log-probabilities per sentence (`SentenceScorer`).
     Raises ConfigError (also for an option that the model's family has no use for), CheckpointError, DataError or
     ExportError.
     """
+    _check(target, data, language)
     if is_run(target):
         trained = read_trained(target, checkpoint)
         folder, what = trained.folder, f"{target}, step {trained.step}"
-        corpus = None if data else trained.open_corpus()
     else:
-        folder, what, corpus = *read_model(target), None
+        trained, (folder, what) = None, read_model(target)
     if folder.tokenizer is None:
         raise ExportError(f"{target}: no vocabulary, which a loss needs")
-    if not data and corpus is None:
-        raise ConfigError(f"{target}: a model folder has no held-out text of its own: give --data")
     if get_family(folder.config.kind).training.build_sentences is None:
         _refuse(what, folder.config.kind, {"--states": states, "--per-sentence": per_sentence})
     else:
         states = states or "carried"
-    text = (
-        _text_of_files(folder.tokenizer, sources_of_files(data, lines, language))
-        if data
-        else _held_out_text(corpus, what)
+    if data:
+        sources = sources_of_files(data, lines, language or _language_of(folder, what, lines))
+        opened, frequencies = _text_of_files(folder.tokenizer, sources), _frequencies_if_there(trained)
+    else:
+        assert trained is not None
+        corpus = _open_corpus(trained)
+        opened, frequencies = _held_out_text(corpus, what), corpus.unigrams("train")
+    with _json_lines(per_sentence) as write, opened as text:
+        losses = evaluate_model(folder, text.sources, reset=states == "reset", write=write)
+    unigram_loss = None if frequencies is None else baseline(frequencies, text.counts)
+    return Evaluation(what, losses, unigram_loss, states, tuple(data), text.identity)
+
+
+def compare(
+    targets: Sequence[Path],
+    data: Sequence[str] = (),
+    checkpoint: str = "best",
+    lines: str = "paragraph",
+    *,
+    language: str | None = None,
+    states: States | None = None,
+) -> Comparison:
+    """Several runs or model folders, each evaluated as `evaluate` does: on its own held-out text, or all on `data`."""
+    for target in targets:
+        _check(target, data, language)
+    return Comparison(
+        tuple(evaluate(target, data, checkpoint, lines, language=language, states=states) for target in targets)
     )
-    with _json_lines(per_sentence) as write, text as (sources, counts):
-        losses = evaluate_model(folder, sources, reset=states == "reset", write=write)
-    what = f"{what}, on {', '.join(data)}" if data else what
-    return Evaluation(what, losses, baseline(corpus, counts) if corpus else None, states)
+
+
+def _check(target: Path, data: Sequence[str], language: str | None) -> None:
+    """Raises what is wrong with the arguments, as far as that is known before anything is read."""
+    if language is not None and not data:
+        raise ConfigError(f"--language {language}: for the files of --data; held-out text was cut as its run says")
+    if is_run(target):
+        return
+    try:
+        find_family(target)
+    except ExportError as error:
+        no_run = "; nor is it a run folder: no config.yaml" if target.is_dir() else ""
+        raise ExportError(f"{error}{no_run}") from None
+    if not data:
+        raise ConfigError(f"{target}: a model folder has no held-out text of its own: give --data")
+
+
+def _open_corpus(trained: Trained) -> PreparedCorpus:
+    try:
+        return trained.open_corpus()
+    except (DataError, CheckpointError) as error:
+        raise DataError(f"{error}; give other text with --data") from None
+
+
+def _frequencies_if_there(trained: Trained | None) -> Counts | None:
+    """How often each id occurs in a run's training text; None, with a warning, where that is gone."""
+    if trained is None:
+        return None
+    try:
+        return trained.open_corpus().unigrams("train")
+    except (PretrainError, OSError, ImportError) as error:  # it may be on a server
+        log.warning("%s: no unigram baseline, since the run's prepared text is not there: %s", trained.run.path, error)
+        return None
+
+
+def _language_of(folder: ModelFolder, what: str, lines: str) -> str:
+    """The language of a model's text; English, with a warning, where that is not known."""
+    if folder.language is None and lines != "sentence":
+        log.warning("%s: it does not say its language: paragraphs are cut into sentences as English (--language)", what)
+    return folder.language or "en"
 
 
 def _refuse(what: str, kind: str, options: dict[str, Any]) -> None:
@@ -139,19 +166,25 @@ def _refuse(what: str, kind: str, options: dict[str, Any]) -> None:
 
 
 @contextmanager
-def _held_out_text(corpus: PreparedCorpus | None, what: str) -> Iterator[tuple[Sequence[PreparedSource], Counts]]:
-    """What a run holds out, and how often each id occurs in it."""
-    assert corpus is not None
+def _held_out_text(corpus: PreparedCorpus, what: str) -> Iterator[_Text]:
+    """What a run holds out."""
     if not corpus.held_out:
         raise DataError(f"{what}: nothing is held out (data.held_out is 0): give --data")
-    yield corpus.held_out, corpus.unigrams("held_out")
+    _log_warnings(corpus)
+    yield _Text(corpus.held_out, corpus.unigrams("held_out"))
 
 
 @contextmanager
-def _text_of_files(tokenizer: Tokenizer, config: DataConfig) -> Iterator[tuple[Sequence[PreparedSource], Counts]]:
-    """The text of sources, prepared in a temporary folder, and how often each id occurs in it."""
+def _text_of_files(tokenizer: Tokenizer, config: DataConfig) -> Iterator[_Text]:
+    """The text of sources, prepared in a temporary folder."""
     with prepare_temporarily(config, tokenizer) as corpus:
-        yield corpus.training, corpus.unigrams("train")
+        _log_warnings(corpus)
+        yield _Text(corpus.training, corpus.unigrams("train"))
+
+
+def _log_warnings(corpus: PreparedCorpus) -> None:
+    for line in corpus.warnings():
+        log.warning("%s", line)
 
 
 def sources_of_files(files: Sequence[str], lines: str = "paragraph", language: str = "en") -> DataConfig:
@@ -162,7 +195,12 @@ def sources_of_files(files: Sequence[str], lines: str = "paragraph", language: s
         if kind is None:
             raise ConfigError(f"--data {file}: unknown kind of file: expected {', '.join(KINDS)}, or those with .gz")
         sources.append({"kind": kind, "files": file} | ({} if kind == "conllu" else {"lines": lines}))
-    return DataConfig.model_validate({"sources": sources, "held_out": 0.0, "language": language})
+    values = {"sources": sources, "held_out": 0.0, "language": language}
+    try:
+        return DataConfig.model_validate(values)
+    except ValidationError as error:
+        problems = describe_problems(values, error.errors(), ())
+        raise ConfigError("\n".join(f"--data: {line}" for line in problems)) from None
 
 
 @contextmanager
@@ -183,8 +221,11 @@ def _json_lines(path: Path | None) -> Iterator[Callable[[dict[str, Any]], None] 
         partial.unlink(missing_ok=True)
 
 
-def baseline(corpus: PreparedCorpus, counts: Counts) -> float:
-    """Nats per token of tokens counted as `counts` [vocabulary], under add-one unigrams of the run's training text."""
-    trained = corpus.unigrams("train").astype(np.float64) + 1
-    losses = np.log(trained.sum()) - np.log(trained)
-    return float((counts * losses).sum() / max(counts.sum(), 1))
+def baseline(frequencies: Counts, counts: Counts) -> float:
+    """Nats per token of tokens that occur `counts` times, under add-one unigrams of the training text's `frequencies`.
+
+    Both are [vocabulary].
+    """
+    probabilities = frequencies.astype(np.float64) + 1
+    losses = np.log(probabilities.sum()) - np.log(probabilities)
+    return float((counts * losses).sum() / counts.sum())

@@ -7,9 +7,9 @@ from pathlib import Path
 from pretrain.config.load import dump_config
 from pretrain.data.documents import describe
 from pretrain.errors import ConfigError, ExportError
-from pretrain.models import get_family
+from pretrain.models import FAMILIES, get_family
 from pretrain.runs.folder import RunFolder
-from pretrain.runs.trained import Trained, read_trained
+from pretrain.runs.trained import Trained, is_run, read_trained
 
 
 def export(
@@ -24,8 +24,10 @@ def export(
     """Writes a checkpoint (`best`, `newest` or a step) of `run` to `out` (by default the run's `export`), with a card.
 
     With `token_embeddings`, also the token layer of every word of the vocabulary. Raises ExportError where `out`
-    exists: nothing is overwritten; ConfigError where `to` is not the family's format, or has no place for those.
+    exists: nothing is overwritten; ConfigError where `run` is no run folder, or where `to` is not the family's format,
+    or has no place for those.
     """
+    _check_run(run)
     trained = read_trained(run, checkpoint)
     family = get_family(trained.config.model.kind)
     if to is not None and to != family.format.name:
@@ -46,6 +48,14 @@ def export(
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     return out
+
+
+def _check_run(run: Path) -> None:
+    """Raises ConfigError where a path does not exist, or is a model folder already."""
+    if not run.exists():
+        raise ConfigError(f"{run}: no such folder")
+    if not is_run(run) and any(get_family(kind).format.recognises(run) for kind in FAMILIES):
+        raise ConfigError(f"{run}: RUN must be a run folder: this is a model folder already")
 
 
 def card(trained: Trained, name: str, run: RunFolder, license: str) -> str:

@@ -178,7 +178,7 @@ def test_models_that_are_none(run: Path, tmp_path: Path) -> None:
     assert str(tmp_path / "empty") in found
     assert not (tmp_path / "x.hdf5").exists()
     (found,) = problems(call("evaluate", tmp_path / "empty"))
-    assert "neither a run folder nor a model folder" in found
+    assert "is no model folder" in found and "nor is it a run folder" in found
     (found,) = problems(call("evaluate", tmp_path / "nowhere"))
     assert f"{tmp_path / 'nowhere'}: no such folder" in found
     model = export(run, tmp_path / "model")

@@ -1,7 +1,9 @@
 """What `evaluate` measures against direct computations, and what `export` writes."""
 
 import json
+import logging
 import math
+import shutil
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,19 +12,22 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import yaml
 from click.testing import CliRunner
 from torch import Tensor
 
 from pretrain.cli import main
 from pretrain.config.run import RunConfig
 from pretrain.data.corpus import PreparedSource, open_corpus, source_weights
+from pretrain.data.documents import sentence_splitter
 from pretrain.embedding.embedder import Embedder
 from pretrain.errors import ConfigError, DataError
-from pretrain.evaluate import evaluate
+from pretrain.evaluate import compare, evaluate
 from pretrain.export import export
 from pretrain.models import get_family
 from pretrain.models.family import Tokenizer
 from pretrain.runs import held_out
+from pretrain.runs.evaluation import Comparison
 from pretrain.runs.folder import RunFolder
 from pretrain.runs.held_out import HELD_OUT_ROWS, evaluate_model
 from pretrain.runs.trained import read_trained
@@ -128,10 +133,11 @@ def test_the_numbers_of_an_evaluation(made: Made) -> None:
         assert {name: found.values()[name] for name in shares} == pytest.approx(shares)
         (line,) = [line for line in metrics(made.config) if line["step"] == 4]
         assert {name: line[f"held_out_{name}"] for name in shares} == pytest.approx(shares)
-        said = f"accuracy {shares['nsp_accuracy']:.2%} (the more frequent class: {shares['nsp_majority']:.2%})"
-        assert (
-            f"nsp: loss {expected['nsp']:.4f}, {said} over {found.losses.counts['nsp']:,} predictions" in found.lines()
-        )
+        said = {name: f"{100 * share:.1f} %" for name, share in shares.items()}
+        assert f"NSP loss {expected['nsp']:.4f} over {found.losses.counts['nsp']:,} predictions" in found.lines()
+        assert f"MLM accuracy {said['mlm_accuracy']}" in found.lines()
+        beside = f"beside the majority-class baseline {said['nsp_majority']}"
+        assert f"NSP accuracy {said['nsp_accuracy']} {beside}" in found.lines()
     assert found.losses.perplexity == pytest.approx(perplexity, rel=1e-5)
 
 
@@ -233,6 +239,136 @@ def test_what_evaluate_prints(made: Made) -> None:
     assert found.losses.metrics.keys() | {"perplexity", "unigram_loss", "what"} <= values.keys()
 
 
+def evaluate_by_command(*arguments: str | Path) -> Any:
+    """What `pretrain evaluate … --json` prints."""
+    printed = CliRunner().invoke(main, ["evaluate", *map(str, arguments), "--json"])
+    assert printed.exit_code == 0, printed.stderr
+    return json.loads(printed.stdout)
+
+
+def test_several_runs_are_rows_of_one_table(runs: dict[str, Made], tmp_path: Path) -> None:
+    """Each row holds the numbers of the run by itself; losses over different tokens are said not to compare."""
+    text = write_corpus(tmp_path / "other.txt", 40, seed=5)
+    elmo, bert = (runs[kind].run for kind in FAMILIES)
+    found = evaluate_by_command(elmo, bert)
+    assert [row["what"] for row in found] == [evaluate(run).what for run in (elmo, bert)]
+    assert found == [evaluate_by_command(run) for run in (elmo, bert)], "one object for one, a list for several"
+    printed = CliRunner().invoke(main, ["evaluate", str(elmo), str(bert)]).stdout.splitlines()
+    assert printed[0] == "Each on its run's held-out text:"
+    assert printed[1].startswith("The held-out texts differ, or are cut into different tokens: ")
+    assert "NSP majority" in printed[2]
+    for line, row in zip(printed[3:], found, strict=True):
+        assert line.startswith(row["what"]) and line.endswith(f"  {row['verdict']}")
+        assert f"  {row['loss']:.4f}  " in line and f"  {math.exp(row['unigram_loss']):,.2f}  " in line
+
+    model = export(bert, tmp_path / "model")
+    of_run, of_model = compare([bert, model], [str(text)]).rows
+    assert (of_run.text, of_run.losses.counts) == (of_model.text, of_model.losses.counts)
+    assert Comparison((of_run, of_model)).lines()[0] == f"On {text}:"
+    assert compare([elmo, bert], [str(text)]).lines()[1].startswith("The text is cut into different tokens: ")
+
+
+def test_several_runs_are_found_before_the_first_is_evaluated(
+    runs: dict[str, Made], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pretrain.evaluate.evaluate_model", lambda *_, **__: pytest.fail("too early"))
+    elmo = str(runs["elmo"].run)
+    for arguments, says in [
+        ([str(tmp_path / "nowhere")], f"{tmp_path}/nowhere: no such folder"),
+        ([str(tmp_path)], f"{tmp_path} is no model folder: looked for "),
+        ([elmo, "--per-sentence", "x.jsonl"], "--per-sentence x.jsonl: for one run or model, not for 2"),
+        ([elmo, "--language", "de"], "--language de: for the files of --data"),
+    ]:
+        printed = CliRunner().invoke(main, ["evaluate", elmo, *arguments])
+        (line,) = printed.stderr.splitlines()
+        assert printed.exit_code == 2 and line.startswith(f"error: {says}")
+    assert line != "", "each of them"
+
+
+def test_the_verdict_of_a_run(made: Made) -> None:
+    """After six steps a model knows less than word frequencies."""
+    found = evaluate(made.run)
+    assert found.unigram_loss is not None and found.losses.token_loss > 1.02 * found.unigram_loss
+    assert found.verdict is not None and found.verdict.startswith("worse than word frequencies")
+    assert f"verdict: {found.verdict}" in CliRunner().invoke(main, ["evaluate", str(made.run)]).stdout.splitlines()
+
+
+def copy_of(run: Path, to: Path, **data: Any) -> Path:
+    """A copy of a run with other options of `data` in its config, and without prepared text."""
+    copy = Path(shutil.copytree(run, to, symlinks=True))
+    values = RunFolder(run).read_config().model_dump(mode="json")
+    (copy / "config.yaml").write_text(yaml.safe_dump(values | {"data": values["data"] | data}), encoding="utf-8")
+    (copy / "prepared").write_text(f"{to.parent}/gone", encoding="utf-8")
+    return copy
+
+
+@pytest.mark.parametrize("gone", ["folder", "file", "another vocabulary"])
+def test_a_run_whose_prepared_text_is_gone(
+    gone: str, runs: dict[str, Made], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It is evaluated on other text, without the unigram baseline, which the log says."""
+    made = runs["elmo"]
+    text = str(write_corpus(tmp_path / "other.txt", 40, seed=5))
+    expected = evaluate(made.run, [text])
+    assert expected.unigram_loss is not None
+    run = copy_of(made.run, tmp_path / "run")
+    if gone == "file":
+        (run / "prepared").unlink()
+    if gone == "another vocabulary":
+        (run / "prepared").write_text(RunFolder(runs["bert"].run).prepared(), encoding="utf-8")
+    with caplog.at_level(logging.WARNING, "pretrain"):
+        found = evaluate(run, [text])
+    assert f"{run}: no unigram baseline, since the run's prepared text is not there: " in caplog.text
+    assert (found.losses, found.unigram_loss, found.text) == (expected.losses, None, expected.text)
+    said = r"not prepared, or gone|missing: .*|holds another text than .* was trained on .*"
+    with pytest.raises(DataError, match=rf"({said}); give other text with --data$"):
+        evaluate(run)
+
+
+def test_text_is_cut_as_the_models_language_is(
+    runs: dict[str, Made], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """An ELMo predicts every word and the end of every sentence, so that its predictions tell how text was cut."""
+    text = "Sie wohnt in der Haupt- bzw. Bahnhofstr. Nr. 7.\n"
+    (tmp_path / "german.txt").write_text(text, encoding="utf-8")
+    files = [str(tmp_path / "german.txt")]
+    made = runs["elmo"]
+
+    def expected(language: str, lines: str = "paragraph") -> int:
+        sentences = sentence_splitter(language)(text, lines)
+        return len(made.tokenizer.encode(sentences).ids) + len(sentences)
+
+    def found(target: Path, lines: str = "paragraph", language: str | None = None) -> int:
+        return evaluate(target, files, lines=lines, language=language).losses.counts["forward"]
+
+    assert expected("de") != expected("en"), "else this says nothing"
+    german = copy_of(made.run, tmp_path / "german", language="de")
+    assert (found(german), found(german, language="en"), found(made.run)) == tuple(map(expected, ("de", "en", "en")))
+
+    model = export(german, tmp_path / "model")
+    assert found(model) == expected("de")
+    options = json.loads((model / "options.json").read_text(encoding="utf-8"))
+    (model / "options.json").write_text(json.dumps(options | {"language": None}), encoding="utf-8")
+    said = f"{model}: it does not say its language: paragraphs are cut into sentences as English (--language)"
+    assert said not in caplog.messages
+    assert found(model, "sentence") == expected("en", "sentence")
+    assert said not in caplog.messages, "where lines are sentences, no language is asked for"
+    assert found(model) == expected("en")
+    assert said in caplog.messages
+    by_command = evaluate_by_command(made.run, "--data", files[0], "--language", "deu")
+    assert by_command["forward_predictions"] == expected("de")
+
+
+def test_text_of_unknown_words_only(runs: dict[str, Made], tmp_path: Path) -> None:
+    """There are pairs to tell, but no word to predict: it is refused rather than given a perplexity of 1."""
+    text = tmp_path / "unknown.txt"
+    text.write_text("\n\n".join(["".join("語" * 150 + " ") * 9 + "語.\n" + "語" * 150] * 9), encoding="utf-8")
+    printed = CliRunner().invoke(main, ["evaluate", str(runs["bert"].run), "--data", str(text)])
+    assert (printed.exit_code, printed.stdout) == (2, "")
+    (line,) = [line for line in printed.stderr.splitlines() if line.startswith("error: ")]
+    assert "has nothing to predict: none of its words is in the vocabulary" in line
+
+
 @pytest.mark.parametrize(("which", "step"), [("best", None), ("newest", 6), ("2", 2)])
 def test_the_vectors_of_a_checkpoint_and_of_its_export_are_the_same(
     made: Made, which: str, step: int | None, tmp_path: Path
@@ -273,6 +409,40 @@ def test_by_default_an_export_goes_into_the_run_folder(runs: dict[str, Made]) ->
     with torch.no_grad():
         theirs = model.bert(**tokenizer("A cat sat.", return_tensors="pt")).last_hidden_state[0, 1:-1]
     np.testing.assert_allclose(vectors, theirs.numpy(), rtol=1e-4, atol=1e-5)
+
+
+def test_no_secret_of_a_url_reaches_an_export(made: Made, tmp_path: Path) -> None:
+    """User info and the values of queries may let in whoever reads them: of no source, nor of held-out text."""
+    sources = [
+        {"kind": "text", "files": ["https://ann:sesame@host.org/a.txt?X-Amz-Signature=feedbeef&sv=2020"]},
+        {"kind": "hub", "dataset": "https://tok3n@host.org/set"},
+    ]
+    held_out = [{"kind": "json", "name": "h", "files": "s3://key1d:letmein@bucket/b.jsonl?sig=c0ffee"}]
+    folder = "s3://key1d:letmein@bucket/prepared?sig=c0ffee"
+    run = copy_of(made.run, tmp_path / "run", sources=sources, held_out=held_out, folder=folder)
+    model = export(run, tmp_path / "model")
+    card = (model / "README.md").read_text(encoding="utf-8")
+    assert "host.org/a.txt" in card and "bucket/b.jsonl" in card and "host.org/set" in card
+    secrets = ("ann:", "sesame", "feedbeef", "2020", "tok3n", "key1d", "letmein", "c0ffee")
+    assert not [secret for secret in secrets if secret in card]
+    files = [path for path in model.rglob("*") if path.is_file()]
+    assert [path.name for path in files if b"host.org" in path.read_bytes()] == ["README.md"]
+
+
+def test_what_is_no_run_is_not_exported(runs: dict[str, Made], tmp_path: Path) -> None:
+    run = copy_of(runs["bert"].run, tmp_path / "run")
+    model = export(run, tmp_path / "model")
+    (tmp_path / "empty").mkdir()
+    shutil.rmtree(run / "checkpoints")
+    for path, says in [
+        (tmp_path / "nowhere", f"{tmp_path}/nowhere: no such folder"),
+        (tmp_path / "empty", f"{tmp_path}/empty: not a run folder: no config.yaml"),
+        (model, f"{model}: RUN must be a run folder: this is a model folder already"),
+        (run, f"{run}/checkpoints: no checkpoint: nothing was saved yet"),
+    ]:
+        printed = CliRunner().invoke(main, ["export", str(path), "--out", str(tmp_path / "out")])
+        assert (printed.exit_code, printed.stderr) == (2, f"error: {says}\n")
+        assert not (tmp_path / "out").exists()
 
 
 def test_token_embeddings_have_no_place_in_a_bert(runs: dict[str, Made], tmp_path: Path) -> None:

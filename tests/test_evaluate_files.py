@@ -17,6 +17,8 @@ def test_kinds_are_told_by_names() -> None:
     assert config.held_out == 0
     with pytest.raises(ConfigError, match=r"--data a\.doc: unknown kind of file: expected \.txt"):
         sources_of_files(["a.doc"])
+    with pytest.raises(ConfigError, match=r"^--data: language: 'xx' is no language of ISO 639-1"):
+        sources_of_files(["a.txt"], language="xx")
 
 
 def test_the_language_decides_how_they_are_cut() -> None:

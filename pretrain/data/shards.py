@@ -124,6 +124,8 @@ class Shards:
 
     def __init__(self, shards: list[dict[str, Any]]) -> None:
         self._files = [shard["file"] for shard in shards]
+        self.contents: list[str] = [shard["content"] for shard in shards]
+        """A hash of each file's blocks, whatever the bytes that say it."""
         self._footers = [shard["footer"] for shard in shards]
         self._checksums = [checksum for shard in shards for checksum in shard["checksums"]]
         self._starts = np.cumsum([0, *(shard["blocks"] for shard in shards)])

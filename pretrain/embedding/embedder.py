@@ -11,7 +11,7 @@ from torch import nn
 from tqdm import tqdm
 
 from pretrain.embedding.pooling import Vectors, pool_sentence, pool_words
-from pretrain.embedding.sentence_modules import SentenceModules, read_sentence_modules
+from pretrain.embedding.sentence_modules import SentenceModules, modules_of_run, read_sentence_modules
 from pretrain.embedding.texts import Text, as_texts, cleaned
 from pretrain.embedding.windows import FittedText, Long, Tally, fit_texts
 from pretrain.embedding.windows import TextTooLong as TextTooLong
@@ -74,6 +74,7 @@ class Embedder:
 
             read, _ = read_model(folder, checkpoint)
             family = get_family(read.config.kind)
+            modules = modules_of_run(folder, family.format.sentence_pooling)
         elif checkpoint != "best":
             raise ConfigError(f"{folder}: not a run folder, so that there is no checkpoint {checkpoint} to choose")
         else:

@@ -97,6 +97,11 @@ class SentenceModules:
         return self
 
 
+def modules_of_run(run: Path, pooling: str | None) -> SentenceModules | None:
+    """The modules of a run's model, the same as those of its export; None for a family that has none."""
+    return None if pooling is None else SentenceModules(run, run, [POOLING[pooling]])
+
+
 def read_sentence_modules(folder: Path) -> SentenceModules | None:
     """How the folder makes vectors of texts; None where it does not say.
 

@@ -68,16 +68,16 @@ class Tokenizer(Protocol):
 class SentenceExamples(Examples, Protocol):
     """Examples of a block of which it is known what each prediction is of.
 
-    Sentence s of a block has the places `sentence_starts[s] + s` to `sentence_starts[s + 1] + s`: one for each of its
-    words, and one for its boundary, which a loss term may predict before the words or after them.
+    Sentence s of a block has the text positions `sentence_starts[s] + s` to `sentence_starts[s + 1] + s`: one for each
+    of its words, and one for its boundary, which a loss term may predict before the words or after them.
     """
 
-    def places(self, start: int, stop: int) -> Arrays:
-        """By loss term, in the order of its losses on `take(start, stop)`: the place of each; -1 where it has none."""
+    def text_positions(self, start: int, stop: int) -> Arrays:
+        """By loss term, in the order of its losses on `take(start, stop)`: the text position of each; -1 where it has none."""
 
 
 class SentenceMaker(ExampleMaker, Protocol):
-    """An example maker of which every loss term predicts each place of a padded block once."""
+    """An example maker of which every loss term predicts each text position of a padded block once."""
 
     def make(self, block: Block, rng: np.random.Generator, *, pad: bool = False) -> SentenceExamples:
         """The examples of a block."""
@@ -153,6 +153,9 @@ class FamilyFormat:
     """Writes one, in the format that the field reads."""
     initialize: Callable[..., list[str]]
     """(model, folder, the model's tokenizer) -> what keeps its fresh values, for the log: parameters, or shares."""
+    sentence_pooling: str | None = None
+    """How the format's readers make one vector of a text's pieces, special tokens included: a mode of
+    sentence-transformers; None where they make none."""
     write_token_embeddings: Callable[[Path, ModelFolder], None] | None = None
     """Adds the token layer of every word of the vocabulary to a model folder, where the format has a file for it."""
 

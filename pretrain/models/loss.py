@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from typing import Any, Protocol
 
@@ -37,6 +37,8 @@ class LossTerm:
     """How many of the predictions hold the true class to be the likeliest (an int64 scalar), where that was asked."""
     classes: Tensor | None = None
     """How many of the predictions have each class for the true one (int64 [classes]); comes with `correct`."""
+    title: str | None = None
+    """What people call it, where that is not its name in metrics."""
 
     @property
     def counted(self) -> Tensor:
@@ -59,12 +61,15 @@ class Objective(Protocol):
 
 @dataclass(frozen=True)
 class Losses:
-    """Mean losses in nats, by term, over a known number of predictions."""
+    """Mean losses in nats, by term. A term without predictions is in `counts` alone: nothing is known of it."""
 
     terms: dict[str, float]
     counts: dict[str, int]
+    """The predictions of each term, 0 included."""
     weights: dict[str, float]
     predicts_tokens: dict[str, bool]
+    titles: dict[str, str]
+    """What people call each term."""
     accuracies: dict[str, float]
     """The share of correct predictions, of the terms that count them."""
     majorities: dict[str, float]
@@ -72,7 +77,8 @@ class Losses:
 
     @property
     def loss(self) -> float:
-        """The objective: the weighted sum of the terms."""
+        """The objective: the weighted sum of the terms, of which one at least must have predictions."""
+        assert self.terms, "no loss over 0 predictions"
         return sum(self.weights[name] * value for name, value in self.terms.items())
 
     @property
@@ -87,10 +93,16 @@ class Losses:
         return {name: exp(loss) for name, loss in self.terms.items() if self.predicts_tokens[name]}
 
     @property
+    def token_loss(self) -> float:
+        """The mean loss of the terms that predict tokens, of which one at least must have predictions."""
+        values = [loss for name, loss in self.terms.items() if self.predicts_tokens[name]]
+        assert values, "no loss over 0 predictions"
+        return sum(values) / len(values)
+
+    @property
     def perplexity(self) -> float:
         """exp of the mean loss of the terms that predict tokens: the geometric mean of their perplexities."""
-        values = [loss for name, loss in self.terms.items() if self.predicts_tokens[name]]
-        return exp(sum(values) / len(values))
+        return exp(self.token_loss)
 
     @property
     def perplexity_arithmetic(self) -> float:
@@ -110,7 +122,7 @@ class LossSums:
     def __init__(self) -> None:
         self._totals: dict[str, Tensor] = {}
         self._counted: dict[str, Tensor] = {}
-        self._kinds: dict[str, tuple[float, bool]] = {}
+        self._kinds: dict[str, tuple[float, bool, str]] = {}
 
     @property
     def names(self) -> list[str]:
@@ -123,25 +135,29 @@ class LossSums:
             total, counted = term.total.detach().double(), term.counted
             self._totals[name] = self._totals[name] + total if name in self._totals else total
             self._counted[name] = self._counted[name] + counted if name in self._counted else counted
-            self._kinds[name] = (term.weight, term.predicts_tokens)
+            self._kinds[name] = (term.weight, term.predicts_tokens, term.title or name)
 
     def reduce(self, names: Sequence[str], device: torch.device) -> Losses:
-        """The losses over all ranks; every rank must call it with the same names."""
+        """The losses over all ranks; every rank must call it with the same names.
+
+        Of a term that has no prediction on any rank there is only the count.
+        """
         sums = torch.stack([self._totals[name] for name in names]).to(device)
         counted = torch.cat([self._counted[name] for name in names]).to(device)
         sum_over_ranks(sums)
         sum_over_ranks(counted)
         numbers = iter(counted.tolist())
-        found = {name: list(islice(numbers, len(self._counted[name]))) for name in names}
-        counts = {name: count for name, (count, *_) in found.items()}
-        divisors = {name: max(count, 1) for name, count in counts.items()}
+        counted_by = {name: list(islice(numbers, len(self._counted[name]))) for name in names}
+        found = {name: values for name, values in counted_by.items() if values[0]}
+        totals = dict(zip(names, sums.tolist(), strict=True))
         return Losses(
-            terms={name: total / divisors[name] for name, total in zip(names, sums.tolist(), strict=True)},
-            counts=counts,
-            accuracies={name: rest[0] / divisors[name] for name, (_, *rest) in found.items() if rest},
-            majorities={name: max(rest[1:]) / divisors[name] for name, (_, *rest) in found.items() if rest[1:]},
+            terms={name: totals[name] / count for name, (count, *_) in found.items()},
+            counts={name: count for name, (count, *_) in counted_by.items()},
+            accuracies={name: rest[0] / count for name, (count, *rest) in found.items() if rest},
+            majorities={name: max(rest[1:]) / count for name, (count, *rest) in found.items() if rest[1:]},
             weights={name: self._kinds[name][0] for name in names},
             predicts_tokens={name: self._kinds[name][1] for name in names},
+            titles={name: self._kinds[name][2] for name in names},
         )
 
 
@@ -153,4 +169,4 @@ def zeroed(term: LossTerm) -> LossTerm:
     """The same term over no prediction."""
     total, count = torch.zeros_like(term.total), torch.zeros_like(term.count)
     correct, classes = (None if part is None else torch.zeros_like(part) for part in (term.correct, term.classes))
-    return LossTerm(total, count, term.weight, term.predicts_tokens, correct=correct, classes=classes)
+    return replace(term, total=total, count=count, losses=None, correct=correct, classes=classes)

@@ -79,7 +79,7 @@ def measure_held_out(
     if not names:
         raise DataError("the text to evaluate on gives no example: there is too little of it")
     losses = sums.reduce(names, device)
-    if not any(losses.counts[name] for name in names if losses.predicts_tokens[name]):
+    if not losses.perplexities:
         raise DataError(
             "the text to evaluate on has nothing to predict: none of its words is in the vocabulary, which is "
             "another language's, or the text has no spaces between words"

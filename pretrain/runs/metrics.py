@@ -84,13 +84,14 @@ class Console:
     def log(self, line: dict[str, Any]) -> None:
         """Shows a line."""
         held_out = f"{line['held_out_loss']:9.4f}" if "held_out_loss" in line else ""
+        loss = "" if line["loss"] is None else f"{line['loss']:.4f}"
         if self._bar is not None:
-            shown = {"loss": f"{line['loss']:.3f}", "tokens/s": f"{line['tokens_per_second']:,.0f}"}
+            shown = {"loss": loss, "tokens/s": f"{line['tokens_per_second']:,.0f}"}
             self._bar.set_postfix(shown | ({"held-out": held_out.strip()} if held_out else {}), refresh=False)
             self._bar.update(line["step"] - self._bar.n)
         else:
             rate, lr = line["tokens_per_second"], line["learning_rate"]
-            log.info("%8d %9.4f %10.3e %12s %9s", line["step"], line["loss"], lr, f"{rate:,.0f}", held_out)
+            log.info("%8d %9s %10.3e %12s %9s", line["step"], loss, lr, f"{rate:,.0f}", held_out)
 
     def close(self) -> None:
         """Ends the bar."""

@@ -21,7 +21,7 @@ DIGITS = 6
 
 @dataclass
 class _BlockScores:
-    """What each loss term gives the places of a block (see `SentenceExamples`), float64 [places] each."""
+    """What each loss term gives the text positions of a block (see `SentenceExamples`), float64 [positions] each."""
 
     source: str
     block: Block
@@ -29,13 +29,13 @@ class _BlockScores:
     """[tokens]"""
     scores: dict[str, NDArray[np.float64]] = field(default_factory=dict)
 
-    def add(self, places: Arrays, terms: Mapping[str, LossTerm]) -> None:
-        """Puts the losses of a batch in their places."""
+    def add(self, text_positions: Arrays, terms: Mapping[str, LossTerm]) -> None:
+        """Puts the losses of a batch where they belong."""
         for name, term in terms.items():
             assert term.losses is not None
             size = len(self.block.tokens) + len(self.block.sentence_starts) - 1
             scores = self.scores.setdefault(name, np.full(size, np.nan))
-            at = places[name].reshape(-1)
+            at = text_positions[name].reshape(-1)
             scores[at[at >= 0]] = -term.losses.double().cpu().numpy()[at >= 0]
 
     def sentences(self) -> Iterator[tuple[int, dict[str, Any]]]:
@@ -61,7 +61,7 @@ class _Window:
     """A batch, and where its predictions stand."""
 
     batch: Batch
-    places: Arrays
+    text_positions: Arrays
     scores: _BlockScores
     last: bool
     """Whether the block ends with it."""
@@ -96,13 +96,13 @@ class SentenceScorer:
         for start in range(0, len(examples), self._rows):
             stop = start + self._rows
             batch = self._maker.collate(examples.take(start, stop))
-            windows.append(_Window(batch, examples.places(start, stop), scores, stop >= len(examples)))
+            windows.append(_Window(batch, examples.text_positions(start, stop), scores, stop >= len(examples)))
         return windows
 
     def step(self, window: _Window, carried: Tensor | None) -> tuple[Mapping[str, LossTerm], Tensor | None]:
         """Measures a batch; writes the sentences of the block that ends with it."""
         terms, carried = self._step(window.batch, carried)
-        window.scores.add(window.places, terms)
+        window.scores.add(window.text_positions, terms)
         if window.last:
             for document, sentence in window.scores.sentences():
                 key = window.scores.source, document

@@ -40,7 +40,7 @@ class Trained:
         if corpus.identity != self.corpus_identity:
             raise DataError(
                 f"{corpus.url}: holds another text than {self.path} was trained on (corpus {corpus.identity}, "
-                f"then {self.corpus_identity}): it was prepared anew since; give other text with --data"
+                f"then {self.corpus_identity}): it was prepared anew since"
             )
         return corpus
 

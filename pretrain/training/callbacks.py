@@ -130,9 +130,10 @@ class StepEnd(Callback):
         losses = module.sums.reduce(module.sums.names, module.device)
         module.sums = LossSums()
         norm = gradient_norm(trainer, module)
-        check_finite(module.step, "the loss", losses.loss)
+        loss = losses.loss if losses.terms else None  # a step may hold nothing to predict
+        check_finite(module.step, "the loss", 0.0 if loss is None else loss)
         check_finite(module.step, "the norm of the gradient", 0.0 if norm is None else norm)
-        line: dict[str, Any] = {"step": module.step, "loss": losses.loss} | losses.metrics
+        line: dict[str, Any] = {"step": module.step, "loss": loss} | losses.metrics
         line |= {
             "learning_rate": self._learning_rate(module.step - 1),
             "gradient_norm": norm,
@@ -181,9 +182,14 @@ class StepEnd(Callback):
 
 
 def count_ratios(counts: Mapping[str, int]) -> dict[str, float]:
-    """Of one step's counts: `fill`, the share of token slots that hold tokens, and of predictions, those of a kind."""
+    """Of one step's counts: `fill`, the share of token slots that hold tokens, and of predictions, those of a kind.
+
+    A share of nothing is left out.
+    """
     kinds = {name: name.split(".")[0] for name in counts if "." in name}
-    found = {f"{name.replace('.', '_')}_share": counts[name] / max(counts[term], 1) for name, term in kinds.items()}
+    found = {
+        f"{name.replace('.', '_')}_share": counts[name] / counts[term] for name, term in kinds.items() if counts[term]
+    }
     return found | ({"fill": counts["tokens"] / counts["token_slots"]} if "token_slots" in counts else {})
 
 

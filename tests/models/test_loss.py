@@ -45,11 +45,20 @@ def test_losses_accuracies_and_majorities() -> None:
     }  # fmt: skip
 
 
-def test_terms_without_a_prediction() -> None:
+def test_nothing_is_said_of_a_term_without_predictions() -> None:
+    """No loss, no perplexity, no accuracy: only that there are none."""
     sums = LossSums()
-    sums.add({"nsp": zeroed(pairs(1.0, 1, [1, 0]))})
-    losses = sums.reduce(["nsp"], CPU)
-    assert (losses.terms, losses.accuracies, losses.majorities) == ({"nsp": 0}, {"nsp": 0}, {"nsp": 0})
+    sums.add({"mlm": words(6.0, 3), "kind": zeroed(words(5.0, 4, 2)), "nsp": zeroed(pairs(1.0, 1, [1, 0]))})
+    losses = sums.reduce(["nsp", "mlm", "kind"], CPU)
+    assert losses.counts == {"nsp": 0, "mlm": 3, "kind": 0}
+    assert (losses.terms, losses.metrics) == ({"mlm": 2}, {"mlm_loss": 2})
+    assert (losses.loss, losses.token_loss, list(losses.perplexities)) == (2, 2, ["mlm"])
+    sums = LossSums()
+    sums.add({"mlm": zeroed(words(6.0, 3))})
+    losses = sums.reduce(["mlm"], CPU)
+    assert (losses.counts, losses.metrics, losses.perplexities) == ({"mlm": 0}, {}, {})
+    with pytest.raises(AssertionError, match="no loss over 0 predictions"):
+        _ = losses.loss
 
 
 @pytest.mark.parametrize("rank", [0, 1])
@@ -59,11 +68,11 @@ def test_a_rank_measures_its_own_blocks(rank: int) -> None:
     mine = [1, 4, 5] if rank == 0 else [2, 3]
 
     def step(batch: int, carried: object) -> tuple[dict[str, LossTerm], None]:
-        return {"nsp": pairs(float(batch), 1, [batch, 1])}, None
+        return {"nsp": pairs(float(batch), 1, [batch, 1]), "mlm": words(1.0, 1)}, None
 
     losses = measure_held_out(step, blocks, lambda block: block, rank=rank, ranks=2, device=CPU)
     count = sum(mine) + len(mine)
-    assert losses.counts == {"nsp": count}
-    assert losses.terms == {"nsp": pytest.approx(sum(mine) / count)}
+    assert losses.counts == {"nsp": count, "mlm": len(mine)}
+    assert losses.terms == {"nsp": pytest.approx(sum(mine) / count), "mlm": 1}
     assert losses.accuracies == {"nsp": len(mine) / count}
     assert losses.majorities == {"nsp": sum(mine) / count}

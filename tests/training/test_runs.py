@@ -41,7 +41,24 @@ def test_ratios_of_a_steps_counts() -> None:
     assert count_ratios({"forward": 7, "backward": 7, "tokens": 9}) == {}
     counts = {"mlm": 9, "nsp": 8, "nsp.random": 5, "tokens": 60, "token_slots": 64}
     assert count_ratios(counts) == {"nsp_random_share": 5 / 8, "fill": 60 / 64}
-    assert count_ratios({"nsp": 0, "nsp.random": 0}) == {"nsp_random_share": 0}
+    assert count_ratios({"nsp": 0, "nsp.random": 0}) == {}
+
+
+def test_no_figure_over_no_prediction(tmp_path: Path) -> None:
+    """A step may meet nothing but unknown words: it has no loss of masked words then, least of all one of 0."""
+    unknown, known = " ".join(["x" * 101] * 12), "the cat sat on the mat"
+    documents = [f"{unknown if number % 12 else known}\n{unknown}" for number in range(400)]
+    (tmp_path / "text.txt").write_text("\n\n".join(documents), encoding="utf-8")
+    for pairs in ("true", "false"):
+        more = [*ONE, f"name=pairs-{pairs}", f"objective.next_sentence={pairs}", "objective.pack_length=32"]
+        more += ["data.block_tokens=64", "data.held_out=0", "batch={global_size: 8, micro_size: 4}"]
+        config = tiny_config("bert", tmp_path / "text.txt", tmp_path, *more, "schedule.total_steps=6")
+        train(config)
+        lines = metrics(config)
+        without = [line for line in lines if "mlm_loss" not in line]
+        assert 0 < len(without) < 6 and len(lines) == 6
+        assert all(line["loss"] == line.get("nsp_loss") for line in without)
+        assert all(line["loss"] >= line["mlm_loss"] > 1 for line in lines if line not in without)
 
 
 def test_what_a_run_writes(corpus: Path, tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
+import h5py
 import numpy as np
 import pytest
 import torch
@@ -20,7 +21,6 @@ from pretrain.data.prepare import ensure_prepared, prepared_url
 from pretrain.errors import CheckpointError, ConfigError, DataError, ExportError
 from pretrain.export import export
 from pretrain.models import get_family
-from pretrain.models.elmo.token_embeddings import read_token_embeddings
 from pretrain.prepare import prepare
 from pretrain.runs.folder import RunFolder
 from pretrain.runs.trained import read_model, read_tokenizer
@@ -212,7 +212,9 @@ def test_token_embeddings(learned: RunConfig, tmp_path: Path) -> None:
     done = CliRunner().invoke(main, ["export", str(learned.folder), "--out", str(out), "--token-embeddings"])
     assert done.exit_code == 0, done.stderr
     words = words_of(learned)
-    rows = read_token_embeddings(out / "token_embeddings.hdf5", len(words))
+    with h5py.File(out / "token_embeddings.hdf5") as file:
+        rows = file["embedding"][()]
+    assert len(rows) == len(words)
     read, _ = read_model(out)
     assert read.tokenizer is not None
     vectors, _ = get_family("elmo").encode(read.model.encoder, [read.tokenizer.pieces(words)])

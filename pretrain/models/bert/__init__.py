@@ -23,7 +23,14 @@ FAMILY = Family(
         no_decay=no_decay,
         select_backends=select_backends,
     ),
-    format=FamilyFormat(name="transformers", recognises=recognises, read=read, write=write, initialize=initialize),
+    format=FamilyFormat(
+        name="transformers",
+        recognises=recognises,
+        read=read,
+        write=write,
+        initialize=initialize,
+        sentence_pooling="mean",
+    ),
     baselines=FamilyBaselines(build=build_baselines, parts=build_parts),
 )
 """BERT's record."""

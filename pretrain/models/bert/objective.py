@@ -28,7 +28,8 @@ class BertObjective:
         predictions: Predictions = model(**{name: tensor for name, tensor in batch.items() if name not in LABELS})
         words, labels = predictions.words, batch["masked_labels"]
         correct = None if model.training else _correct(words, labels)
-        terms = {"mlm": LossTerm(_cross_entropy(words, labels), (labels != IGNORE_INDEX).sum(), correct=correct)}
+        count = (labels != IGNORE_INDEX).sum()
+        terms = {"mlm": LossTerm(_cross_entropy(words, labels), count, correct=correct, title="MLM")}
         if predictions.next_sentence is not None:
             logits, labels = predictions.next_sentence, batch["is_next"]
             classes = torch.stack([(labels == NEXT).sum(), (labels == RANDOM).sum()])
@@ -38,6 +39,7 @@ class BertObjective:
                 predicts_tokens=False,
                 correct=_correct(logits, labels),
                 classes=classes,
+                title="NSP",
             )
         return terms, None
 

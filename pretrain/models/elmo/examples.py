@@ -1,8 +1,8 @@
 """Windows of continuous text for the two language models.
 
-Shapes: n examples, T unroll_length, C max_characters, M places of a block.
-A place is a word of the block's text or the boundary of a sentence, which count as one more word of it: the forward
-model predicts `</S>` there, after the last word, and the backward model `<S>`, before the first.
+Shapes: n examples, T unroll_length, C max_characters, M text positions of a block.
+A text position is a word of the block's text or the boundary of a sentence, which counts as one more word of it: the
+forward model predicts `</S>` there, after the last word, and the backward model `<S>`, before the first.
 """
 
 from dataclasses import dataclass
@@ -32,13 +32,13 @@ NOWHERE = -1
 
 @dataclass(frozen=True)
 class _Direction:
-    """What one direction reads and predicts at each place of the text, and in which order."""
+    """What one direction reads and predicts at each text position, and in which order."""
 
     inputs: NDArray[np.int32]
     """[M + 1]: rows of the character table; the last is what is read behind the text."""
     labels: NDArray[np.int32]
     """[M + 1]: vocabulary ids; the last is `IGNORE_INDEX`."""
-    places: NDArray[np.int32]
+    text_positions: NDArray[np.int32]
     """[n, T], `NOWHERE` behind the text."""
 
 
@@ -54,20 +54,23 @@ class ElmoExamples:
     """[n]: 1 for a window before which its row's state is put to zero; None where that never happens in a block."""
 
     def __len__(self) -> int:
-        return len(self.forward.places)
+        return len(self.forward.text_positions)
 
     def take(self, start: int, stop: int) -> Arrays:
         """Characters int16 [n, T, C] and labels int32 [n, T] of each direction; and `begins`, where there is one."""
         arrays: dict[str, NDArray[np.integer]] = {}
         for name, direction in (("forward", self.forward), ("backward", self.backward)):
-            places = direction.places[start:stop]
-            arrays[f"{name}_characters"] = self.characters[direction.inputs[places]]
-            arrays[f"{name}_targets"] = direction.labels[places]  # the name is part of the data digest
+            text_positions = direction.text_positions[start:stop]
+            arrays[f"{name}_characters"] = self.characters[direction.inputs[text_positions]]
+            arrays[f"{name}_targets"] = direction.labels[text_positions]  # the name is part of the data digest
         return arrays if self.begins is None else arrays | {"begins": self.begins[start:stop]}
 
-    def places(self, start: int, stop: int) -> Arrays:
+    def text_positions(self, start: int, stop: int) -> Arrays:
         """Of each direction, int32 [n, T]: where in the block's text the predictions of `take(start, stop)` stand."""
-        return {"forward": self.forward.places[start:stop], "backward": self.backward.places[start:stop]}
+        return {
+            "forward": self.forward.text_positions[start:stop],
+            "backward": self.backward.text_positions[start:stop],
+        }
 
 
 class ElmoExampleMaker:
@@ -120,18 +123,18 @@ class ElmoExampleMaker:
             forward=_Direction(
                 inputs=np.append(np.insert(block.tokens, starts, distinct), distinct).astype(np.int32),
                 labels=np.append(np.insert(ids, stops, self._tokenizer.sentence_end), IGNORE_INDEX).astype(np.int32),
-                places=forward,
+                text_positions=forward,
             ),
             backward=_Direction(
                 inputs=np.append(np.insert(block.tokens, stops, distinct + 1), distinct + 1).astype(np.int32),
                 labels=np.append(np.insert(ids, starts, self._tokenizer.sentence_begin), IGNORE_INDEX).astype(np.int32),
-                places=backward,
+                text_positions=backward,
             ),
             begins=begins,
         )
 
     def _pieces(self, length: int, *, pad: bool) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
-        """Places [n, T] of each direction: the text of `length` places in `rows` equal pieces."""
+        """Text positions [n, T] of each direction: a text of `length` of them in `rows` equal pieces."""
         piece = -(-length // self._rows) if pad else length // self._rows
         windows = -(-piece // self._unroll_length) if pad else piece // self._unroll_length
         starts = np.minimum(np.arange(self._rows)[:, None] * piece, length)
@@ -144,7 +147,7 @@ class ElmoExampleMaker:
         return cut[0].astype(np.int32), cut[1].astype(np.int32)
 
     def _sentences(self, lengths: NDArray[np.int64]) -> tuple[NDArray[np.int32], NDArray[np.int32], NDArray[np.int8]]:
-        """Places [n, T] of each direction, and where a row begins anew [n]; sentences have `lengths` places.
+        """Text positions [n, T] of each direction, and where a row begins anew [n]; sentences have `lengths` of them.
 
         Rows take the sentences in order, about equally many windows each; all windows of a sentence are one row's.
         """
@@ -199,13 +202,13 @@ class ElmoExampleMaker:
 
 
 def _shuffle_documents(block: Block, rng: np.random.Generator) -> NDArray[np.int32]:
-    """[M]: the places of a block's text, its documents in an order drawn from `rng`."""
+    """[M]: the text positions of a block, its documents in an order drawn from `rng`."""
     bounds = block.sentence_starts[block.document_starts] + block.document_starts
     order = rng.permutation(len(bounds) - 1)
     lengths = np.diff(bounds)[order]
     shift = bounds[:-1][order] - (np.cumsum(lengths) - lengths)
-    places: NDArray[np.int64] = np.arange(lengths.sum()) + np.repeat(shift, lengths)
-    return places.astype(np.int32)
+    text_positions: NDArray[np.int64] = np.arange(lengths.sum()) + np.repeat(shift, lengths)
+    return text_positions.astype(np.int32)
 
 
 def build_examples(

@@ -23,9 +23,9 @@ from pretrain.models.elmo.token_embeddings import check_token_embeddings
 from pretrain.models.elmo.tokens import NUM_CHARACTERS, SPECIAL_WORDS, VOCABULARY_FILE, WordTokenizer, read_vocabulary
 from pretrain.models.elmo.weights import (
     check_datasets,
-    encoder_places,
+    encoder_slices,
     read_datasets,
-    softmax_places,
+    softmax_slices,
     vocabulary_size_of,
     write_datasets,
 )
@@ -73,15 +73,15 @@ def read(folder: Path) -> ModelFolder:
     embeddings_path = _at_most_one(folder, "*token_embeddings.hdf5")
     if embeddings_path is not None:
         check_token_embeddings(embeddings_path, words, config.projection_size)
-    check_datasets(encoder_places(config), weights_path)  # before so much is allocated, or so many layers are built
+    check_datasets(encoder_slices(config), weights_path)  # before so much is allocated, or so many layers are built
     if softmax_path is not None and vocabulary_size is not None:
-        check_datasets(softmax_places(config, vocabulary_size), softmax_path)
+        check_datasets(softmax_slices(config, vocabulary_size), softmax_path)
     with torch.device("meta"):  # every parameter is read below: draw none
         model = ElmoModel(config, vocabulary_size)
     model.to_empty(device="cpu")
-    read_datasets(model, encoder_places(config), weights_path)
+    read_datasets(model, encoder_slices(config), weights_path)
     if softmax_path is not None and vocabulary_size is not None:
-        read_datasets(model, softmax_places(config, vocabulary_size), softmax_path)
+        read_datasets(model, softmax_slices(config, vocabulary_size), softmax_path)
     return ModelFolder(model.eval(), tokenizer, config, ElmoObjectiveConfig(softmax="full"), language)
 
 
@@ -94,10 +94,10 @@ def write(folder: Path, model_folder: ModelFolder) -> None:
     (folder / "options.json").write_text(text + "\n", encoding="utf-8")
     tokenizer.save_vocabulary(folder / VOCABULARY_FILE)
     parameters = dict(model.named_parameters())
-    write_datasets(folder / "weights.hdf5", encoder_places(config), parameters)
+    write_datasets(folder / "weights.hdf5", encoder_slices(config), parameters)
     if model.softmax is not None:
-        places = softmax_places(config, model.softmax.vocabulary_size)
-        write_datasets(folder / "softmax_weights.hdf5", places, parameters)
+        slices = softmax_slices(config, model.softmax.vocabulary_size)
+        write_datasets(folder / "softmax_weights.hdf5", slices, parameters)
 
 
 @torch.no_grad()

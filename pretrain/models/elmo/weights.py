@@ -16,7 +16,7 @@ from pretrain.models.elmo.hdf5 import find_dataset, holds, open_file, read_datas
 from pretrain.models.elmo.tokens import NUM_CHARACTERS
 
 
-class Place(NamedTuple):
+class ParameterSlice(NamedTuple):
     """Where a dataset's values are kept: a parameter, or of one that holds both directions, one of them."""
 
     parameter: str
@@ -30,20 +30,20 @@ class Place(NamedTuple):
         return values if self.direction is None else values[self.direction]
 
 
-def encoder_places(config: ElmoConfig) -> Iterator[tuple[str, Place]]:
+def encoder_slices(config: ElmoConfig) -> Iterator[tuple[str, ParameterSlice]]:
     """Where each published dataset of the encoder is kept."""
     token, size, projection = "encoder.token_encoder", config.character_embedding_size, config.projection_size
     width = sum(number for _, number in config.filters)
-    yield "char_embed", Place(f"{token}.characters.weight", (NUM_CHARACTERS, size))
+    yield "char_embed", ParameterSlice(f"{token}.characters.weight", (NUM_CHARACTERS, size))
     for i, (characters, number) in enumerate(config.filters):
-        yield f"CNN/W_cnn_{i}", Place(f"{token}.convolutions.{i}.weight", (1, characters, size, number))
-        yield f"CNN/b_cnn_{i}", Place(f"{token}.convolutions.{i}.bias", (number,))
+        yield f"CNN/W_cnn_{i}", ParameterSlice(f"{token}.convolutions.{i}.weight", (1, characters, size, number))
+        yield f"CNN/b_cnn_{i}", ParameterSlice(f"{token}.convolutions.{i}.bias", (number,))
     for k in range(config.num_highways):
         for part in ("transform", "carry"):
-            yield f"CNN_high_{k}/W_{part}", Place(f"{token}.highways.{k}.{part}.weight", (width, width))
-            yield f"CNN_high_{k}/b_{part}", Place(f"{token}.highways.{k}.{part}.bias", (width,))
-    yield "CNN_proj/W_proj", Place(f"{token}.projection.weight", (width, projection))
-    yield "CNN_proj/b_proj", Place(f"{token}.projection.bias", (projection,))
+            yield f"CNN_high_{k}/W_{part}", ParameterSlice(f"{token}.highways.{k}.{part}.weight", (width, width))
+            yield f"CNN_high_{k}/b_{part}", ParameterSlice(f"{token}.highways.{k}.{part}.bias", (width,))
+    yield "CNN_proj/W_proj", ParameterSlice(f"{token}.projection.weight", (width, projection))
+    yield "CNN_proj/b_proj", ParameterSlice(f"{token}.projection.bias", (projection,))
     shapes = {
         "W_0": ("weight", (2 * projection, 4 * config.cell_size)),
         "B": ("bias", (4 * config.cell_size,)),
@@ -53,13 +53,13 @@ def encoder_places(config: ElmoConfig) -> Iterator[tuple[str, Place]]:
         for layer in range(config.num_layers):
             cell = f"RNN_{direction}/RNN/MultiRNNCell/Cell{layer}/LSTMCell"
             for dataset, (parameter, shape) in shapes.items():
-                yield f"{cell}/{dataset}", Place(f"encoder.stack.layers.{layer}.{parameter}", shape, direction)
+                yield f"{cell}/{dataset}", ParameterSlice(f"encoder.stack.layers.{layer}.{parameter}", shape, direction)
 
 
-def softmax_places(config: ElmoConfig, vocabulary_size: int) -> Iterator[tuple[str, Place]]:
+def softmax_slices(config: ElmoConfig, vocabulary_size: int) -> Iterator[tuple[str, ParameterSlice]]:
     """The same of the softmax."""
-    yield "softmax/W", Place("softmax.weight", (vocabulary_size, config.projection_size))
-    yield "softmax/b", Place("softmax.bias", (vocabulary_size,))
+    yield "softmax/W", ParameterSlice("softmax.weight", (vocabulary_size, config.projection_size))
+    yield "softmax/b", ParameterSlice("softmax.bias", (vocabulary_size,))
 
 
 def vocabulary_size_of(path: Path, projection_size: int) -> int:
@@ -90,23 +90,25 @@ def _read(file: h5py.File, name: str, shape: tuple[int, ...]) -> NDArray[np.floa
     return array
 
 
-def check_datasets(places: Iterable[tuple[str, Place]], path: Path) -> None:
+def check_datasets(slices: Iterable[tuple[str, ParameterSlice]], path: Path) -> None:
     """Raises ExportError at the first dataset that is missing or of another shape; reads none."""
     with open_file(path) as file:
-        for name, place in places:
-            _find(file, name, place.shape)
+        for name, slice_ in slices:
+            _find(file, name, slice_.shape)
 
 
-def read_datasets(model: nn.Module, places: Iterable[tuple[str, Place]], path: Path) -> None:
+def read_datasets(model: nn.Module, slices: Iterable[tuple[str, ParameterSlice]], path: Path) -> None:
     """Copies datasets into the model's parameters."""
     parameters = dict(model.named_parameters())
     with open_file(path) as file:
-        for name, place in places:
-            place.of(parameters).copy_(torch.from_numpy(_read(file, name, place.shape)))
+        for name, slice_ in slices:
+            slice_.of(parameters).copy_(torch.from_numpy(_read(file, name, slice_.shape)))
 
 
-def write_datasets(path: Path, places: Iterable[tuple[str, Place]], parameters: dict[str, nn.Parameter]) -> None:
+def write_datasets(
+    path: Path, slices: Iterable[tuple[str, ParameterSlice]], parameters: dict[str, nn.Parameter]
+) -> None:
     """Writes parameters as float32 datasets of a new file."""
     with h5py.File(path, "w") as file:
-        for name, place in places:
-            file[name] = place.of(parameters).to("cpu", torch.float32).numpy()
+        for name, slice_ in slices:
+            file[name] = slice_.of(parameters).to("cpu", torch.float32).numpy()

@@ -14,7 +14,8 @@ from pretrain.data.blocks import Arrays, Block
 from pretrain.data.prepare import prepare_temporarily
 from pretrain.models.bert.examples import BertExampleMaker, build_examples
 from pretrain.models.bert.pairs import NEXT, RANDOM
-from pretrain.models.bert.tokens import WordPieceTokenizer, load_tokenizer
+from pretrain.models.bert.published_tokenizer import load_tokenizer
+from pretrain.models.bert.tokens import WordPieceTokenizer
 from pretrain.models.loss import IGNORE_INDEX
 
 MakeBlock = Callable[[list[int], list[int]], Block]

@@ -15,7 +15,8 @@ from pretrain.config.objectives import BertObjectiveConfig
 from pretrain.data.blocks import Arrays, Block
 from pretrain.models.bert.examples import build_examples
 from pretrain.models.bert.pairs import RANDOM
-from pretrain.models.bert.tokens import WordPieceTokenizer, load_tokenizer
+from pretrain.models.bert.published_tokenizer import load_tokenizer
+from pretrain.models.bert.tokens import WordPieceTokenizer
 from pretrain.models.loss import IGNORE_INDEX
 from tests.models.bert.original import Document, Original
 

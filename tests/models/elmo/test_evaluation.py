@@ -12,11 +12,13 @@ from click.testing import CliRunner
 
 from pretrain.cli import main
 from pretrain.config.models import ElmoConfig
-from pretrain.evaluate import States, evaluate
+from pretrain.config.objectives import ElmoObjectiveConfig
+from pretrain.evaluate import evaluate
 from pretrain.models.elmo import FAMILY
 from pretrain.models.elmo.model import ElmoModel
 from pretrain.models.elmo.tokens import SPECIAL_WORDS, WordTokenizer
 from pretrain.models.family import ModelFolder
+from pretrain.runs.evaluation import States
 from pretrain.runs.held_out import HELD_OUT_ROWS
 from tests.models.elmo.reference import BACKWARD, FORWARD, ReferenceBilm
 
@@ -30,12 +32,12 @@ def model(config: ElmoConfig, tmp_path: Path) -> Path:
     torch.manual_seed(0)
     config = config.model_copy(update={"cell_clip": 0.5, "projection_clip": 0.3})
     tokenizer = WordTokenizer((*SPECIAL_WORDS, *KNOWN))
-    module = FAMILY.build_model(config, tokenizer.vocabulary_size)
+    module = FAMILY.training.build_model(config, ElmoObjectiveConfig(softmax="full"), tokenizer.vocabulary_size)
     assert isinstance(module, ElmoModel) and module.softmax is not None
     for parameter in module.parameters():
         torch.nn.init.normal_(parameter, std=0.5)
     torch.nn.init.normal_(module.softmax.weight, std=3)
-    FAMILY.write(tmp_path / "model", ModelFolder(module, tokenizer, config))
+    FAMILY.format.write(tmp_path / "model", ModelFolder(module, tokenizer, config, ElmoObjectiveConfig(softmax="full")))
     return tmp_path / "model"
 
 
@@ -139,5 +141,6 @@ def test_a_file_of_sentences_is_there_whole_or_not_at_all(
 
 def test_text_without_a_word(model: Path, tmp_path: Path) -> None:
     (tmp_path / "empty.txt").write_text("\n", encoding="utf-8")
-    printed = CliRunner().invoke(main, ["evaluate", str(model), "--data", str(tmp_path / "empty.txt")])
+    arguments = ["evaluate", str(model), "--data", str(tmp_path / "empty.txt"), "--language", "en"]
+    printed = CliRunner().invoke(main, arguments)
     assert (printed.exit_code, printed.stderr) == (2, f"error: source text-0 ({tmp_path}/empty.txt): no text in it\n")

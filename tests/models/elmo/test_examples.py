@@ -162,7 +162,7 @@ def test_places(
     block = make_block(*(" ".join(rng.choice(list("abcdefxyz"), rng.integers(1, 9))) for _ in range(40)))
     maker = ElmoExampleMaker(config, changed(objective, unroll_length=unroll_length), tokenizer, rows, reset=reset)
     examples = maker.make(block, rng, pad=True)
-    arrays, places = examples.take(0, 10**6), examples.places(0, 10**6)
+    arrays, places = examples.take(0, 10**6), examples.text_positions(0, 10**6)
     ids = tokenizer.ids([block.words[token] for token in block.tokens]) if block.words else []
     starts = block.sentence_starts
     for name, boundaries, boundary in (("forward", starts[1:], "</S>"), ("backward", starts[:-1], "<S>")):
@@ -198,17 +198,17 @@ def test_independent_backward_text(
     assert digest(again.take(0, count)) == digest(first.take(0, count))
 
     def pairs(examples: ElmoExamples, direction: str) -> list[tuple[int, ...]]:
-        places = examples.places(0, count)[direction].ravel()
+        places = examples.text_positions(0, count)[direction].ravel()
         arrays = examples.take(0, count)
         columns = arrays[f"{direction}_characters"].reshape(places.size, -1), arrays[f"{direction}_targets"].ravel()
         return sorted(map(tuple, np.column_stack([places, *columns]).tolist()))
 
     for examples in (first, other):
-        assert np.array_equal(examples.forward.places, same.forward.places)
-        assert not np.array_equal(examples.backward.places, same.backward.places)
+        assert np.array_equal(examples.forward.text_positions, same.forward.text_positions)
+        assert not np.array_equal(examples.backward.text_positions, same.backward.text_positions)
         assert pairs(examples, "backward") == pairs(same, "backward")
     # a row reads on within a document and goes to the end of another
-    steps = np.concatenate([first.backward.places[row::4].ravel() for row in range(3, -1, -1)])
+    steps = np.concatenate([first.backward.text_positions[row::4].ravel() for row in range(3, -1, -1)])
     jumps = np.flatnonzero(np.diff(steps) != -1)
     assert 0 < len(jumps) <= 5 and all(steps[jumps] % 32 == 0) and all((steps[jumps + 1] + 1) % 32 == 0)
 
