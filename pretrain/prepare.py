@@ -1,7 +1,7 @@
 """`pretrain prepare`: learns the vocabulary and writes the corpus as shards."""
 
 from pretrain.config.run import RunConfig
-from pretrain.data.prepare import check_places, ensure_prepared
+from pretrain.data.prepare import check_inputs, ensure_prepared
 
 
 def prepare(config: RunConfig) -> tuple[str, list[str]]:
@@ -10,7 +10,7 @@ def prepare(config: RunConfig) -> tuple[str, list[str]]:
     What is likely to be a mistake is logged as warnings. Raises DataError for text that is missing, empty or
     undecodable, ConfigError for a model to start from that is none.
     """
-    check_places(config)
+    check_inputs(config)
     from pretrain.data.tokenizer import settle_tokenizer
     from pretrain.models import get_family  # torch takes seconds to import: what is missing is said before
 

@@ -79,7 +79,7 @@ def prepared_url(config: RunConfig) -> str:
     return str(config.run_root / "prepared" / hashlib.blake2b(text.encode(), digest_size=6).hexdigest())
 
 
-def check_places(config: RunConfig) -> None:
+def check_inputs(config: RunConfig) -> None:
     """Raises ConfigError or DataError where what a run starts from is not there: before anything heavy is imported.
 
     That is its local files, unless its corpus is prepared, and the model of `model.initialize_from`.

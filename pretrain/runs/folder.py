@@ -70,6 +70,12 @@ class RunFolder:
 
         With `extend`, the schedule may have more steps than the run began with, and another decay.
         """
+        self.check_place()
+        if self.config_file.exists() and steps_in(self.checkpoints):  # where nothing was saved, it starts over
+            self._check_options(config, extend=extend)
+
+    def check_place(self) -> None:
+        """Refuses what is there and no run folder; before the lock, which leaves a file."""
         if not self.path.exists():
             return
         if not self.path.is_dir():
@@ -78,10 +84,6 @@ class RunFolder:
             strangers = sorted(entry.name for entry in self.path.iterdir() if not entry.name.startswith("."))
             if strangers:
                 raise ConfigError(f"{self.path}: not a run folder: it holds {strangers[0]} and no config.yaml")
-            return
-        if not steps_in(self.checkpoints):
-            return  # nothing was saved: it starts over
-        self._check_options(config, extend=extend)
 
     def _check_options(self, config: RunConfig, *, extend: bool) -> None:
         began = self.read_config()
