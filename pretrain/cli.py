@@ -5,6 +5,7 @@ import json
 import signal
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal, NoReturn
 
@@ -72,23 +73,17 @@ def leave(problems: str) -> NoReturn:
     raise SystemExit(PretrainError.exit_code) from None
 
 
-def existing(context: click.Context, parameter: click.Parameter, value: Any) -> Any:
-    """The path or paths, once it is known that they are there: the verbs take seconds to import."""
-    for path in value if isinstance(value, tuple) else (value,):
+def check_paths(folders: Sequence[Path], files: Sequence[str] = ()) -> None:
+    """Raises ConfigError or DataError for what is not there, before a verb is imported, which takes seconds."""
+    from pretrain.data.files import list_files
+
+    for path in folders:
         if not path.exists():
             where = "" if path.is_absolute() else f" in {Path.cwd()}"
             raise ConfigError(f"{path}: no such folder{where}")
-    return value
-
-
-def existing_files(context: click.Context, parameter: click.Parameter, value: tuple[str, ...]) -> tuple[str, ...]:
-    """The names of files, once it is known that the local ones are there."""
-    from pretrain.data.files import list_files
-
-    for name in value:
+    for name in files:
         if "://" not in name:
             list_files(name)
-    return value
 
 
 @click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
@@ -138,10 +133,8 @@ def train(config: str, overrides: tuple[str, ...], stop_after: int | None, exten
 
 
 @main.command()
-@click.argument(
-    "targets", metavar="RUN|MODEL…", nargs=-1, required=True, type=click.Path(path_type=Path), callback=existing
-)
-@click.option("--data", multiple=True, metavar="FILE", callback=existing_files, help=DATA)
+@click.argument("targets", metavar="RUN|MODEL…", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.option("--data", multiple=True, metavar="FILE", help=DATA)
 @click.option("--checkpoint", default="best", show_default=True, help="Of a run: best, newest, or a step.")
 @click.option("--lines", type=click.Choice(LINES), default="paragraph", show_default=True, help="What a line is.")
 @click.option("--language", metavar="CODE", help="Of the text of --data, such as is; by default the model's.")
@@ -159,6 +152,7 @@ def evaluate(
     as_json: bool,
 ) -> None:
     """Held-out loss and perplexity of a run, or of a model folder on the text of --data; of several, a table."""
+    check_paths(targets, data)
     from pretrain.evaluate import compare, evaluate
     from pretrain.runs.evaluation import Comparison, Evaluation
 
@@ -175,7 +169,7 @@ def evaluate(
 
 
 @main.command()
-@click.argument("run", type=click.Path(path_type=Path), callback=existing)
+@click.argument("run", type=click.Path(path_type=Path))
 @click.option("--out", type=click.Path(path_type=Path), help="Folder to write; by default RUN/export.")
 @click.option("--to", type=click.Choice(["transformers", "bilm"]), help="Format; by default the family's own.")
 @click.option("--checkpoint", default="best", show_default=True, help="best, newest, or a step.")
@@ -183,6 +177,7 @@ def evaluate(
 @click.option("--token-embeddings", is_flag=True, help="Add the file of each word's token layer (bilm).")
 def export(run: Path, out: Path | None, to: str | None, checkpoint: str, license: str, token_embeddings: bool) -> None:
     """Write a checkpoint of RUN as a model folder that the field reads."""
+    check_paths([run])
     from pretrain.export import export
 
     click.echo(f"model folder: {export(run, out, to, checkpoint, license, token_embeddings=token_embeddings)}")

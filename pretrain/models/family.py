@@ -73,7 +73,7 @@ class SentenceExamples(Examples, Protocol):
     """
 
     def text_positions(self, start: int, stop: int) -> Arrays:
-        """By loss term, in the order of its losses on `take(start, stop)`: the text position of each; -1 where it has none."""
+        """By loss term, in the order of its losses on `take(start, stop)`: the position of each, or -1 for none."""
 
 
 class SentenceMaker(ExampleMaker, Protocol):
