@@ -31,7 +31,7 @@ from pretrain.runtime.machine import MemoryMeter, device_name, matrix_peaks, sec
 from pretrain.runtime.timing import OURS, Timing
 from pretrain.runtime.world import World
 from pretrain.training.optimizer import build_optimizer
-from pretrain.training.steps import build_loader, forward_pass
+from pretrain.training.steps import autocast, build_loader, forward_pass
 
 WARM_UP_STEPS = 2
 """Steps of each before anything is timed: kernels are chosen, memory is taken, optimizer states are made."""
@@ -218,16 +218,15 @@ class TimedModel:
         for batch in step:
             # a baseline may give one mean per micro-batch, under a name that is not counted
             counts = defaultdict(lambda: len(step), batch.step_examples.counts)
-            with self._autocast():
-                loss, _, self._carried[batch.index] = forward_pass(
-                    config,
-                    self._objective,
-                    self._model,
-                    batch,
-                    self._carried.get(batch.index),
-                    counts,
-                    step=self._step,
-                )
+            loss, _, self._carried[batch.index] = forward_pass(
+                config,
+                self._objective,
+                self._model,
+                batch,
+                self._carried.get(batch.index),
+                counts,
+                step=self._step,
+            )
             torch.autograd.backward(loss * self._scale)
             total += loss.detach()
         if config.optimizer.clip_norm:
@@ -238,7 +237,7 @@ class TimedModel:
 
     def inputs(self, part: Part, batch: MicroBatch) -> Tensors:
         """What a part starts from, if this is our model."""
-        with self._autocast():
+        with autocast(self._config, self._device):
             return part.inputs(self._model, batch.tensors)
 
     def run(self, work: Work, inputs: Tensors) -> float:
@@ -250,12 +249,9 @@ class TimedModel:
 
     def _forward_and_backward(self, work: Work, inputs: Tensors) -> None:
         torch.manual_seed(self._config.seed)
-        with self._autocast():
+        with autocast(self._config, self._device):
             outputs = work(self._model, inputs)
         torch.autograd.backward(outputs, [torch.ones_like(output) for output in outputs])
-
-    def _autocast(self) -> torch.autocast:
-        return torch.autocast(self._device.type, torch.bfloat16, enabled=self._config.precision == "bf16-mixed")
 
 
 def measure_part(part: Part, timing: Timing, models: Sequence[TimedModel], steps: Sequence[Step]) -> None:

@@ -40,6 +40,9 @@ THE_MACHINES = {
     errno.ENAMETOOLONG, errno.EEXIST, errno.ELOOP,
 }  # fmt: skip
 """Errors of the file system that are no bug of ours."""
+FULL = {errno.ENOSPC, errno.EDQUOT}
+INTERRUPTED = 130
+"""The shell's exit code for Ctrl-C."""
 RANK_0_SECONDS = 10
 """How long another rank leaves it to rank 0 to name a mistake that met all ranks alike, and to end them."""
 
@@ -53,7 +56,12 @@ class Commands(click.Group):
             return super().invoke(ctx)
         except PretrainError as error:
             leave(str(error))
+        except KeyboardInterrupt:
+            click.echo("interrupted: what was not finished is made anew by the same command", err=True)
+            raise SystemExit(INTERRUPTED) from None
         except OSError as error:
+            if error.errno in FULL and error.filename is None:  # a write does not say to which file
+                leave(f"{error.strerror}: free some space; the same command goes on from what was complete")
             if error.errno not in THE_MACHINES or error.filename is None:
                 raise
             leave(f"{error.filename}: {error.strerror}")

@@ -49,8 +49,9 @@ def train(config: RunConfig, stop_after: int | None = None, *, extend: bool = Fa
     if launched is not None:
         end_with_launcher()
         return train_launched(settle(config), folder, launched, stop_after, extend=extend)
-    folder.check_place()
-    check_inputs(config)
+    folder.check_place()  # before a lock is made in what may be no run folder
+    if not steps_in(folder.checkpoints):
+        check_inputs(config)
     if config.sharding.ranks != "auto":
         check_spread(config, config.sharding.ranks)
     with folder.lock() as lock:

@@ -400,3 +400,23 @@ def test_the_demo_says_beforehand_how_long_it_takes(monkeypatch: pytest.MonkeyPa
     result = call("demo")
     assert problems(result) == ["not now"]
     assert "in a few minutes on a laptop" in result.stdout
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "line"),
+    [
+        (KeyboardInterrupt(), 130, "interrupted: what was not finished is made anew by the same command\n"),
+        (OSError(28, "No space left on device"), 2, "error: No space left on device: free some space; "),
+        (OSError(28, "No space left on device", "a/b"), 2, "error: a/b: No space left on device\n"),
+    ],
+)
+def test_what_ends_a_command_from_outside_is_one_line(
+    error: BaseException, code: int, line: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(*_: object) -> None:
+        raise error
+
+    monkeypatch.setattr("pretrain.config.load.load_config", interrupted)
+    done = CliRunner().invoke(main, ["config", "configs/bert/demo.yaml"])
+    assert done.exit_code == code
+    assert done.stderr.startswith(line) and done.stderr.count("\n") == 1

@@ -33,7 +33,7 @@ class RunConfig(Section):
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 1
     """Keys everything random: order of the data, masks, initial weights, dropout."""
     precision: Literal["32-true", "bf16-mixed"] = "32-true"
-    """Lightning's spelling of the arithmetic."""
+    """Float32, or matrix products in bfloat16; weights, sums of gradients and optimizer states are float32 in both."""
     deterministic: bool = False
     """On CUDA: only deterministic kernels, so that a resumed run is bitwise equal (CPU always is)."""
     data: DataConfig

@@ -59,10 +59,12 @@ class State:
     """Of the steps that were saved so far; None where nothing was held out."""
 
     def to_json(self) -> str:
-        """As state.json has it."""
+        """As state.json has it, a line for each field."""
         best = None if self.best is None else asdict(self.best)
         values = {"step": self.step, "position": self.position.to_json(), "corpus": self.corpus}
-        return json.dumps(values | {"versions": self.versions, "best": best}, indent=1)
+        values |= {"versions": self.versions, "best": best}
+        lines = (f" {json.dumps(key)}: {json.dumps(value)}" for key, value in values.items())
+        return "{\n" + ",\n".join(lines) + "\n}\n"
 
 
 @dataclass(frozen=True)

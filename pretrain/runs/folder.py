@@ -31,6 +31,7 @@ from pretrain.runtime.files import exclusive, write_atomically
 
 LOCK_SECONDS = 3.0
 """How long a start waits for the ranks of a killed one to be gone: they look for their launcher twice a second."""
+SOURCES = "data.sources."
 EXTENDABLE = {f"schedule.{option}" for option in ("total_steps", "decay", "final_share", "power", "decay_share")}
 """The options that a longer run may change."""
 
@@ -94,10 +95,7 @@ class RunFolder:
             differing = [key for key in differing if key not in EXTENDABLE]
         if not differing:
             return
-        lines = [
-            f"{self.path}: {key} was {theirs.get(key)!r} when this run began, now it is {ours.get(key)!r}"
-            for key in differing
-        ]
+        lines = [f"{self.path}: {line}" for line in _describe(differing, ours, theirs)]
         if longer and set(differing) <= EXTENDABLE:
             advice = "to train longer, add --extend; docs/training.md says what the learning rate then does"
         else:
@@ -160,6 +158,20 @@ class RunFolder:
                 start: dict[str, Any] = json.loads(line)
                 return start
         return None
+
+
+def _describe(keys: list[str], ours: dict[str, Any], theirs: dict[str, Any]) -> Iterator[str]:
+    """What differs, a line each: an option with both values, or a source that only one side has."""
+    told = set()
+    for key in keys:
+        source = ".".join(key.split(".")[:-1]) if key.startswith(SOURCES) else None
+        if source is None or (f"{source}.kind" in ours and f"{source}.kind" in theirs):
+            yield f"{key} was {theirs.get(key)!r} when this run began, now it is {ours.get(key)!r}"
+        elif source not in told:
+            told.add(source)
+            name = source.removeprefix(SOURCES)
+            gone = f"{source}.kind" in theirs
+            yield f"source {name} was {'there' if gone else 'not there'} when this run began, now it is{' not' * gone}"
 
 
 def versions() -> dict[str, str]:

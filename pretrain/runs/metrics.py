@@ -113,8 +113,11 @@ def check_wandb(config: RunConfig) -> None:
     import wandb
 
     advice = "or keep the run here with logging.wandb=offline, and send it later with `wandb sync`"
-    server = str(wandb.Settings().base_url).rstrip("/")
-    if not (os.environ.get("WANDB_API_KEY") or _stored_key(server)):
+    settings = wandb.Settings()
+    settings.update_from_system_settings()
+    settings.update_from_env_vars(dict(os.environ))
+    server = str(settings.base_url).rstrip("/")
+    if not (settings.api_key or _stored_key(server)):
         raise ConfigError(f"logging.wandb is online, and there is no key for {server}: run `wandb login`, {advice}")
     try:
         urllib.request.urlopen(server, timeout=SERVER_SECONDS).close()

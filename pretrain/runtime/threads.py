@@ -28,7 +28,7 @@ def set_threads(wanted: int | Literal["auto"], ranks: int, before: int | None) -
         return None
     if before is not None and before <= most:
         torch.set_num_threads(before)
-        return f"{before} threads for each rank, as before (compute.threads)" if most > 1 else None
+        return f"{_threads(before)} for each rank, as before (compute.threads)" if most > 1 else None
     seconds = {number: 0.0 for number in _candidates(most)}
     if len(seconds) > 1:
         each = TRIAL_SECONDS / len(seconds)
@@ -41,7 +41,11 @@ def set_threads(wanted: int | Literal["auto"], ranks: int, before: int | None) -
     if len(seconds) == 1:
         return None
     shown = ", ".join(f"{number}: {seconds[chosen] / taken:.2f}" for number, taken in seconds.items())
-    return f"{chosen} threads for each rank, the fastest in a trial (speed of {shown}); compute.threads sets another"
+    return f"{_threads(chosen)} for each rank, the fastest in a trial (speed of {shown}); compute.threads sets another"
+
+
+def _threads(number: int) -> str:
+    return f"{number} thread" if number == 1 else f"{number} threads"
 
 
 def _candidates(most: int) -> list[int]:

@@ -21,7 +21,7 @@ from pretrain.runtime.throughput import Throughput
 from pretrain.training import sharded_states
 from pretrain.training.evaluation import HeldOut
 from pretrain.training.module import Pretraining
-from pretrain.training.optimizer import share_out
+from pretrain.training.optimizer import map_partitions
 
 log = logging.getLogger(__name__)
 
@@ -44,7 +44,7 @@ class Restore(Callback):
         module.stop_request.take_over()
         optimizer, stage = trainer.optimizers[0], self._config.sharding.zero_stage
         if stage > 0:
-            share_out(optimizer, stage)
+            map_partitions(optimizer, stage)
         if self._resume is None:
             sharded_states.begin(module.model, optimizer, self._config.optimizer, zero_stage=stage)
         else:

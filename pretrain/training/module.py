@@ -16,7 +16,7 @@ from pretrain.runs.trained import build_initial_model
 from pretrain.runtime.collectives import HostSums
 from pretrain.runtime.signals import StopRequest
 from pretrain.training.optimizer import build_optimizer
-from pretrain.training.steps import forward_pass
+from pretrain.training.steps import autocast, forward_pass
 
 
 class Pretraining(LightningModule):
@@ -108,7 +108,8 @@ class Pretraining(LightningModule):
         self, batch: Batch, carried: Tensor | None
     ) -> tuple[dict[str, LossTerm], Tensor | None]:
         """The loss terms of a held-out batch."""
-        return self.objective(self.model, batch, carried, seed=0)
+        with autocast(self.config, self.device):
+            return self.objective(self.model, batch, carried, seed=0)
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         """Notes the global gradient norm before clipping; DeepSpeed, which holds the gradients, knows its own."""

@@ -12,6 +12,9 @@ from torch.optim import AdamW, Optimizer
 from pretrain.config.training import AdagradConfig, LambConfig, OptimizerConfig
 from pretrain.runtime.collectives import sum_over_ranks
 
+ParameterSlice = slice | EllipsisType
+"""Where a parameter is in a tensor that an optimizer is given."""
+
 STATES = {"adamw": ("exp_avg", "exp_avg_sq"), "lamb": ("exp_avg", "exp_avg_sq"), "adagrad": ("sum",)}
 """The per-element states of each optimizer, as a checkpoint stores them."""
 
@@ -75,28 +78,28 @@ class Lamb(Optimizer):
     that is not `scaled`. Without bias correction, m̂ and v̂ are the running means themselves.
 
     ZeRO puts flat partitions in the place of a group's parameters, which hold whole parameters and parts of some:
-    `share_out` says which. Squared norms are then summed over the ranks, all of a group's at once.
+    `set_partitions` says which. Squared norms are then summed over the ranks, all of a group's at once.
     """
 
     def __init__(self, params: Iterable[dict[str, Any]], *, bounds: tuple[float, float], **defaults: Any) -> None:
         super().__init__(params, defaults)
         self.bounds = bounds
-        self._pieces: dict[Tensor, Sequence[slice | EllipsisType]] = {
+        self._slices: dict[Tensor, Sequence[ParameterSlice]] = {
             parameter: (...,) for group in self.param_groups for parameter in group["params"]
         }
-        self._shared_out = False
+        self._partitioned = False
 
-    def share_out(self, pieces: dict[Tensor, Sequence[slice]]) -> None:
+    def set_partitions(self, slices: dict[Tensor, Sequence[slice]]) -> None:
         """Says where this rank's part of each parameter is in its partition: as many slices on every rank, some empty.
 
         Elements outside all slices are padding, which may hold anything.
         """
-        self._pieces = dict(pieces)
-        self._shared_out = True
+        self._slices = dict(slices)
+        self._partitioned = True
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
-        """One update of every parameter that has a gradient; ranks that share parameters out call it together."""
+        """One update of every parameter that has a gradient; ranks that hold partitions call it together."""
         loss = closure() if closure is not None else None
         for group in self.param_groups:
             parameters = [parameter for parameter in group["params"] if parameter.grad is not None]
@@ -124,36 +127,36 @@ class Lamb(Optimizer):
 
     def _scale(self, parameters: Sequence[Tensor], updates: Sequence[Tensor]) -> None:
         """Multiplies every parameter's update by its trust ratio; nothing waits for the device."""
-        pieces = [
-            (parameter[where], update[where])
+        pairs = [
+            (parameter[part], update[part])
             for parameter, update in zip(parameters, updates, strict=True)
-            for where in self._pieces[parameter]
+            for part in self._slices[parameter]
         ]
-        squares = torch.stack([torch.linalg.vector_norm(part).square() for pair in pieces for part in pair])
-        if self._shared_out:
+        squares = torch.stack([torch.linalg.vector_norm(tensor).square() for pair in pairs for tensor in pair])
+        if self._partitioned:
             sum_over_ranks(squares)
         weights, norms = squares.sqrt().view(-1, 2).unbind(1)
         ratios = torch.where((weights > 0) & (norms > 0), (weights / norms).clamp(*self.bounds), 1.0)
-        for (_, update), ratio in zip(pieces, ratios.unbind(), strict=True):
+        for (_, update), ratio in zip(pairs, ratios.unbind(), strict=True):
             update.mul_(ratio)
 
 
-def share_out(zero: Any, zero_stage: int) -> None:
+def map_partitions(zero: Any, zero_stage: int) -> None:
     """Tells an optimizer that DeepSpeed's ZeRO wraps which slices of its partitions are which parameters."""
     if not isinstance(zero.optimizer, Lamb):
         return
-    pieces: dict[Tensor, Sequence[slice]]
+    slices: dict[Tensor, Sequence[slice]]
     if zero_stage == 3:
-        pieces = {
+        slices = {
             flat: _sharded_slices(parameters, zero)
             for flat, parameters in zip(zero.fp32_partitioned_groups_flat, zero.fp16_groups, strict=True)
         }
     else:
-        pieces = {
+        slices = {
             flat: [_flat_slice(parameter) for parameter in parameters]
             for flat, parameters in zip(zero.single_partition_of_fp32_groups, zero.bit16_groups, strict=True)
         }
-    zero.optimizer.share_out(pieces)
+    zero.optimizer.set_partitions(slices)
 
 
 def _flat_slice(parameter: Any) -> slice:

@@ -39,6 +39,15 @@ def build_loader(
     )
 
 
+def autocast(config: RunConfig, device: torch.device) -> torch.autocast:
+    """Where products are computed in the run's precision; weights, and thus their gradients, are float32.
+
+    Casts of weights are not cached: the gradients of a weight that is used twice would be added up in bfloat16.
+    """
+    mixed = config.precision == "bf16-mixed"
+    return torch.autocast(device.type, torch.bfloat16, enabled=mixed, cache_enabled=False)
+
+
 def forward_pass(
     config: RunConfig,
     objective: Objective,
@@ -56,7 +65,9 @@ def forward_pass(
     all micro-batches and ranks add up to the mean. Dropout's noise depends on seed, step, micro-batch and rank alone.
     """
     torch.manual_seed(seed_of(config.seed, "dropout", step, batch.index, rank))
-    terms, carried = objective(model, batch.tensors, carried, seed=seed_of(config.seed, "objective", step))
+    device = next(iter(batch.tensors.values())).device
+    with autocast(config, device):
+        terms, carried = objective(model, batch.tensors, carried, seed=seed_of(config.seed, "objective", step))
     loss: Any = sum(term.weight * term.total / max(counts[name], 1) for name, term in terms.items())
     part: Tensor = loss
     return part, terms, carried

@@ -1,6 +1,7 @@
 """Lightning strategies from our config: one device, DDP, or DeepSpeed ZeRO on CUDA/NCCL and on CPU/gloo."""
 
 import importlib
+import math
 import os
 from typing import Any
 
@@ -10,6 +11,7 @@ from lightning.pytorch.strategies import DDPStrategy, DeepSpeedStrategy, SingleD
 
 from pretrain.config.run import RunConfig
 from pretrain.runtime.collectives import TIMEOUT
+from pretrain.training.callbacks import check_finite
 
 
 class ZeroStrategy(DeepSpeedStrategy):
@@ -23,6 +25,19 @@ class ZeroStrategy(DeepSpeedStrategy):
             DDPStrategy.setup_environment(self)
         else:
             super().setup_environment()
+
+    def optimizer_step(self, *args: Any, **kwargs: Any) -> Any:
+        """Ends a micro-batch, the last of a step with an update.
+
+        Raises TrainingError, on all ranks alike, for a gradient with NaN or infinity: DeepSpeed would skip that step
+        and go on, whatever its overflow check is set to.
+        """
+        result = super().optimizer_step(*args, **kwargs)
+        engine: Any = self.model
+        if engine.optimizer.overflow:
+            module: Any = self.lightning_module
+            check_finite(module.step + 1, "the norm of the gradient", math.inf)
+        return result
 
 
 def build_strategy(config: RunConfig, ranks: int, device: torch.device) -> Strategy:
@@ -41,7 +56,10 @@ def build_strategy(config: RunConfig, ranks: int, device: torch.device) -> Strat
 
 
 def deepspeed_config(config: RunConfig) -> dict[str, Any]:
-    """What DeepSpeed is told; Lightning adds precision, accumulation and clipping.
+    """What DeepSpeed is told; Lightning adds the accumulation. Nothing that decides the result is left to a default.
+
+    DeepSpeed trains in float32: weights, and gradients summed over micro-batches and ranks. `precision` is that of the
+    products alone, and the step's (`steps.autocast`); DeepSpeed's own bf16 rounds weights and gradients too.
 
     Our optimizers are given as they are ("untested"). Buckets are far below DeepSpeed's default, which reserves
     gigabytes that a BERT does not need, and under ZeRO 3 would keep every weight of one gathered.
@@ -49,6 +67,11 @@ def deepspeed_config(config: RunConfig) -> dict[str, Any]:
     sharding = config.sharding
     return {
         "train_micro_batch_size_per_gpu": config.batch.micro_size,
+        "gradient_clipping": config.optimizer.clip_norm,  # 0 is none; the default is 1.0
+        "bf16": {"enabled": False, "check_grad_overflow": False},
+        "fp16": {"enabled": False},
+        "data_types": {"grad_accum_dtype": "fp32"},
+        "communication_data_type": "fp32",
         "zero_allow_untested_optimizer": True,
         "zero_optimization": {
             "stage": sharding.zero_stage,

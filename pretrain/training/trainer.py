@@ -114,7 +114,6 @@ def build_trainer(
         num_nodes=world.size // world.local_size,
         strategy=build_strategy(config, world.size, device),
         plugins=[TorchElasticEnvironment()] if world.size > 1 or config.sharding.zero_stage > 0 else [],
-        precision=config.precision,
         max_steps=steps,
         max_epochs=-1,
         accumulate_grad_batches=config.accumulation(world.size),

@@ -13,6 +13,8 @@ import torch
 from pretrain.config.run import RunConfig
 from pretrain.data.prepare import ensure_prepared
 from pretrain.models import get_family
+from pretrain.runs.checkpoints import Tensors, checkpoint_name
+from pretrain.runs.trained import build_initial_model, read_tokenizer
 from tests.tiny import (
     REPOSITORY,
     clean_environment,
@@ -30,28 +32,29 @@ def digests(config: RunConfig) -> list[str]:
 
 LAMB = "optimizer={kind: lamb, peak_learning_rate: 0.01, clip_norm: 0.5}"
 PLAIN_ADAMW = "optimizer={kind: adamw, peak_learning_rate: 1e-3, bias_correction: false}"
+BF16 = "precision=bf16-mixed"
 
 
 @pytest.mark.parametrize(
-    ("family", "optimizer", "stages"),
+    ("family", "more", "stages"),
     [
-        ("elmo", None, (2, 3)),
-        ("bert", None, (2, 3)),
-        ("bert", LAMB, (3,)),
-        pytest.param("bert", LAMB, (0, 1, 2), marks=pytest.mark.slow),
-        pytest.param("bert", PLAIN_ADAMW, (1, 3), marks=pytest.mark.slow),
+        ("elmo", (), (2, 3)),
+        ("bert", (), (2, 3)),
+        ("bert", (LAMB,), (3,)),
+        pytest.param("bert", (LAMB,), (0, 1, 2), marks=pytest.mark.slow),
+        pytest.param("bert", (LAMB, BF16), (1, 2, 3), marks=pytest.mark.slow),
+        pytest.param("bert", (PLAIN_ADAMW,), (1, 3), marks=pytest.mark.slow),
     ],
 )
 def test_a_resumed_run_is_bitwise_the_same(
-    family: str, optimizer: str | None, stages: tuple[int, ...], corpus: Path, tmp_path: Path
+    family: str, more: tuple[str, ...], stages: tuple[int, ...], corpus: Path, tmp_path: Path
 ) -> None:
     """With dropout, on two ranks."""
     starts = []
     pairs = []
-    how = [] if optimizer is None else [optimizer]
     for stage in stages:
         whole, halves = (
-            tiny_config(family, corpus, tmp_path, f"name={name}-{stage}", f"sharding.zero_stage={stage}", *how)
+            tiny_config(family, corpus, tmp_path, f"name={name}-{stage}", f"sharding.zero_stage={stage}", *more)
             for name in ("whole", "halves")
         )
         assert whole.model.dropout > 0
@@ -65,6 +68,53 @@ def test_a_resumed_run_is_bitwise_the_same(
         assert [x["loss"] for x in metrics(halves)] == [x["loss"] for x in metrics(whole)]
         weights, expected = final_weights(halves), final_weights(whole)
         assert all(torch.equal(weights[name], expected[name]) for name in expected)
+
+
+BEGINNINGS = {
+    "adamw": "optimizer={kind: adamw, peak_learning_rate: 1e-3}",
+    "lamb": LAMB,
+    "adagrad": "optimizer={kind: adagrad, peak_learning_rate: 0.05, initial_accumulator: 0.5}",
+}
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "stages"),
+    [
+        ("adagrad", (3,)),
+        ("lamb", (2,)),
+        pytest.param("adamw", (0, 1, 2, 3), marks=pytest.mark.slow),
+        pytest.param("lamb", (0, 1, 3), marks=pytest.mark.slow),
+        pytest.param("adagrad", (0, 1, 2), marks=pytest.mark.slow),
+    ],
+)
+def test_the_untrained_model_is_the_runs_beginning(
+    optimizer: str, stages: tuple[int, ...], corpus: Path, tmp_path: Path
+) -> None:
+    """`--stop-after 0` on two ranks saves the initial weights and states; training on from them is bitwise the run."""
+    starts: list[tuple[RunConfig, int | None]] = []
+    pairs = []
+    for stage in stages:
+        more = [BEGINNINGS[optimizer], f"sharding.zero_stage={stage}", "schedule.total_steps=4"]
+        whole, halves = (
+            tiny_config("bert", corpus, tmp_path, f"name={name}-{stage}", *more) for name in ("whole", "halves")
+        )
+        starts += [(whole, None), (halves, 0), (halves, None)]
+        pairs.append((whole, halves))
+    prepared = ensure_prepared(pairs[0][0], get_family("bert"))
+    run_on_ranks(starts, 2, tmp_path)
+    tokenizer = read_tokenizer(pairs[0][0], prepared.fetch_tokenizer())
+    for whole, halves in pairs:
+        saved = Tensors(halves.folder / "checkpoints" / checkpoint_name(0), "tensors")
+        initial = dict(build_initial_model(whole, tokenizer).named_parameters())
+        assert {key.partition("/")[2] for key in saved} == initial.keys()
+        for key in saved:
+            state, _, name = key.partition("/")
+            expected = initial[name].detach() if state == "weight" else torch.full(initial[name].shape, 0.0)
+            assert torch.equal(saved.get(key), expected + 0.5 if state == "sum" else expected), key
+        assert [x["loss"] for x in metrics(halves)] == [x["loss"] for x in metrics(whole)]
+        assert len(metrics(whole)) == 4
+        weights, expected_weights = final_weights(halves), final_weights(whole)
+        assert all(torch.equal(weights[name], value) for name, value in expected_weights.items())
 
 
 ADAGRAD = "optimizer={kind: adagrad, peak_learning_rate: 0.05, clip_norm: 0.5}"

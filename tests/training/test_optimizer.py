@@ -66,7 +66,7 @@ def update(model: nn.Module, optimizer: torch.optim.Optimizer, gradient: dict[st
 def test_every_optimizer_is_its_formula(config: OptimizerConfig) -> None:
     """Five steps of other learning rates; weights alone are decayed and scaled, not biases and LayerNorms."""
     model = small_model()
-    optimizer = build_optimizer(config, model, get_family("bert").no_decay)
+    optimizer = build_optimizer(config, model, get_family("bert").training.no_decay)
     decayed = {"dense.weight", "other.weight", "nothing.weight"}
     formulas = {name: formula(config, exempt=name not in decayed) for name, _ in model.named_parameters()}
     expected = {name: p.detach().numpy().copy() for name, p in model.named_parameters()}
@@ -111,28 +111,28 @@ def test_the_first_step_without_bias_correction() -> None:
 def test_lamb_of_partitions_is_lamb_of_parameters() -> None:
     """One after another in a vector, as ZeRO has them; what is between and after them may be anything."""
     model, config = small_model(), CONFIGS["lamb"]
-    optimizer = build_optimizer(config, model, get_family("bert").no_decay)
+    optimizer = build_optimizer(config, model, get_family("bert").training.no_decay)
     decayed = [model.get_parameter(name) for name in ("dense.weight", "other.weight", "nothing.weight")]
     padding = torch.full((2,), math.nan, dtype=torch.float64)
     flat = nn.Parameter(torch.cat([part for p in decayed for part in (p.detach().flatten(), padding)]))
-    shared = Lamb([{"params": [flat], "scaled": True}], bounds=(0, math.inf), **optimizer.defaults)
+    partitioned = Lamb([{"params": [flat], "scaled": True}], bounds=(0, math.inf), **optimizer.defaults)
     slices, start = [], 0
     for parameter in decayed:
         slices.append(slice(start, start + parameter.numel()))
         start += parameter.numel() + len(padding)
-    shared.share_out({flat: [*slices, slice(0, 0)]})
+    partitioned.set_partitions({flat: [*slices, slice(0, 0)]})
     for rate, gradient in zip(RATES, gradients(model), strict=True):
         update(model, optimizer, gradient, rate)
         flat.grad = torch.cat([part for p in decayed for part in (p.grad.flatten(), padding)])  # type: ignore[union-attr]
-        shared.param_groups[0]["lr"] = rate
-        shared.step()
+        partitioned.param_groups[0]["lr"] = rate
+        partitioned.step()
     for parameter, where in zip(decayed, slices, strict=True):
         torch.testing.assert_close(flat[where], parameter.flatten(), rtol=1e-14, atol=1e-14)
 
 
 def test_lamb_does_not_take_a_partition_for_a_parameter() -> None:
-    """One that nobody told its shares would scale all parameters alike."""
-    optimizer = build_optimizer(CONFIGS["lamb"], small_model(), get_family("bert").no_decay)
+    """One that nobody told its slices would scale all parameters alike."""
+    optimizer = build_optimizer(CONFIGS["lamb"], small_model(), get_family("bert").training.no_decay)
     flat = nn.Parameter(torch.ones(30))
     flat.grad = torch.ones(30)
     optimizer.param_groups[0]["params"] = [flat]
@@ -142,19 +142,22 @@ def test_lamb_does_not_take_a_partition_for_a_parameter() -> None:
 
 @pytest.mark.parametrize("kind", ["elmo", "bert"])
 def test_a_config_says_whether_its_family_decays_weights(kind: str) -> None:
-    family, config = get_family(kind), tiny_config(kind, Path("corpus.txt"), Path("runs")).model
+    training, config = get_family(kind).training, tiny_config(kind, Path("corpus.txt"), Path("runs"))
     with torch.device("meta"):
-        names = [name for name, _ in family.training.build_model(config, 200).named_parameters()]
-    assert any(not family.training.no_decay(name) for name in names) == config.decays_weights
+        model = training.build_model(config.model, config.objective, 200)
+    names = [name for name, _ in model.named_parameters()]
+    assert any(not training.no_decay(name) for name in names) == config.model.decays_weights
 
 
 def test_a_family_that_decays_nothing_has_one_group() -> None:
-    optimizer = build_optimizer(AdamWConfig(peak_learning_rate=1.0), small_model(), get_family("elmo").no_decay)
+    optimizer = build_optimizer(
+        AdamWConfig(peak_learning_rate=1.0), small_model(), get_family("elmo").training.no_decay
+    )
     assert [group["weight_decay"] for group in optimizer.param_groups] == [0.0]
 
 
 def test_bert_names_what_is_not_decayed() -> None:
-    no_decay = get_family("bert").no_decay
+    no_decay = get_family("bert").training.no_decay
     assert no_decay("encoder.layers.0.attention.query.bias")
     assert no_decay("encoder.embeddings.norm.weight")
     assert not no_decay("encoder.embeddings.words.weight")

@@ -30,13 +30,13 @@ class Setting(NamedTuple):
 
     device: torch.device
     dtype: torch.dtype
-    """Of matrix products: by autocast, or under ZeRO because parameters and activations have it."""
+    """Of matrix products, by autocast; parameters are float32 at every ZeRO stage."""
     zero_stage: int
 
     def autocast(self) -> torch.autocast:
-        """The context of the forward pass."""
-        enabled = self.dtype != torch.float32 and self.zero_stage == 0
-        return torch.autocast(self.device.type, self.dtype, enabled=enabled)
+        """The context of the forward pass, as training has it."""
+        mixed = self.dtype != torch.float32
+        return torch.autocast(self.device.type, self.dtype, enabled=mixed, cache_enabled=False)
 
 
 def attention_problem(backend: str, model: BertModel, setting: Setting) -> str | None:
@@ -122,7 +122,7 @@ def one_layer_copy(model: BertModel, backend: str, setting: Setting) -> BertMode
     copy = BertModel(model.config.model_copy(update={"num_layers": 1}), model.objective, model.vocabulary_size)
     copy.encoder.attention = backend
     copy.encoder.activation_checkpointing = model.encoder.activation_checkpointing
-    return copy.to(setting.device, setting.dtype if setting.zero_stage > 0 else None)
+    return copy.to(setting.device)
 
 
 def trial_batch(model: BertModel, device: torch.device, rows: int) -> dict[str, Tensor]:
