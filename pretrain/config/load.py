@@ -136,8 +136,11 @@ def load_config(path: str | Path, overrides: Iterable[str] = ()) -> RunConfig:
     file = find_config(path)
     try:
         text = file.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{file}: cannot be read: {error}") from None
+    except UnicodeDecodeError as error:
+        line = error.object[: error.start].count(b"\n") + 1
+        raise ConfigError(f"{file}, line {line}: not UTF-8: convert it: iconv -f LATIN1 -t UTF-8") from None
+    except OSError as error:
+        raise ConfigError(f"{file}: cannot be read: {error.strerror}") from None
     values = _parse(text, str(file))
     if not isinstance(values, dict):
         raise ConfigError(f"{file}: not a config: expected sections and options, found {type(values).__name__}")

@@ -2,6 +2,7 @@
 
 import contextlib
 import logging
+import re
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -77,7 +78,7 @@ def model_folder(path: Path) -> Iterator[Path]:
         try:
             yield Path(folder)
         except PretrainError as error:
-            raise type(error)(str(error).replace(folder, str(path))) from None
+            raise type(error)(re.sub(rf"{re.escape(folder)}[^\s:]*", str(path), str(error))) from None
 
 
 def read_trained(run: Path, which: str) -> Trained:

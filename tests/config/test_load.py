@@ -296,8 +296,10 @@ def test_a_file_that_is_no_config(text: str, message: str, tmp_path: Path) -> No
 
 
 def test_a_file_that_cannot_be_read(tmp_path: Path) -> None:
-    (tmp_path / "latin.yaml").write_bytes(b"name: caf\xe9\n")
-    assert problems(path=tmp_path / "latin.yaml")[0].startswith("cannot be read: ")
+    (tmp_path / "latin.yaml").write_bytes(b"seed: 1\nname: caf\xe9\n")
+    assert problems(path=tmp_path / "latin.yaml") == [
+        f"{tmp_path / 'latin.yaml'}, line 2: not UTF-8: convert it: iconv -f LATIN1 -t UTF-8"
+    ]
 
 
 def test_numbers_and_words_are_what_they_look_like(tmp_path: Path) -> None:

@@ -67,5 +67,5 @@ def test_a_run_of_another_family_or_size_is_refused(corpus: Path, tmp_path: Path
         REPOSITORY / "configs" / "bert" / "demo.yaml",
         tiny_overrides("bert", corpus, tmp_path, *ONE, start, "model.num_heads=4", "name=wide"),
     )
-    with pytest.raises(ExportError, match=rf"^{first.folder}/config.json: num_heads is 2 there and 4 "):
+    with pytest.raises(ExportError, match=rf"^{first.folder}: num_heads is 2 there and 4 "):
         train(wide)
