@@ -101,8 +101,11 @@ def demo(folder: Path, say: Callable[[str], None]) -> Path:
         say(f"  {result.run}   the {kind} run: config.yaml, metrics.jsonl, checkpoints")
         say(f"  {result.model}   the exported model: Embedder.load reads it")
     say(f"  {picture}   the picture of all this")
-    say("\nNext, on text of your own (one document per paragraph block, blank lines between documents):")
-    say("  pretrain train configs/bert/demo.yaml name=mine 'data.sources=[{kind: text, files: \"my/*.txt\"}]'")
+    say("\nNext, on your own text (UTF-8, a paragraph per line, an empty line between documents):")
+    say("  pretrain train configs/elmo/little.yaml name=mine 'data.sources=[{kind: text, files: \"my/*.txt\"}]'")
+    say(
+        "docs/which-config.md says which config suits how much text, and docs/own-text.md which other formats are read."
+    )
     return picture
 
 

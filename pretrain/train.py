@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from pretrain.config.load import dump_config
 from pretrain.config.models import WordsConfig
 from pretrain.config.run import RunConfig
+from pretrain.data.prepare import check_inputs
 from pretrain.errors import ConfigError
 from pretrain.runs.checkpoints import newest_step, steps_in
 from pretrain.runs.folder import RunFolder
@@ -43,15 +44,19 @@ def train(config: RunConfig, stop_after: int | None = None, *, extend: bool = Fa
     started by torchrun this is one rank; else the ranks are started here. Raises PretrainError for a user's mistake,
     found before ranks start; SystemExit where a rank failed.
     """
-    config = settle(config)
     folder = RunFolder(config.folder)
     launched = world()
     if launched is not None:
         end_with_launcher()
-        return train_launched(config, folder, launched, stop_after, extend=extend)
-    folder.check(config, extend=extend)  # before a lock is made in what may be no run folder
+        return train_launched(settle(config), folder, launched, stop_after, extend=extend)
+    folder.check_place()  # before a lock is made in what may be no run folder
+    if not steps_in(folder.checkpoints):
+        check_inputs(config)
+    if config.sharding.ranks != "auto":
+        check_spread(config, config.sharding.ranks)
     with folder.lock() as lock:
-        folder.check(config, extend=extend)  # and again, with nobody else at it
+        config = settle(config)
+        folder.check(config, extend=extend)
         if finished(config, folder):
             return Ended(folder.path)
         check_wandb(config)
@@ -147,11 +152,16 @@ def count_gpus() -> int:
     return torch.cuda.device_count()
 
 
+def check_spread(config: RunConfig, ranks: int) -> None:
+    """Raises ConfigError where the run cannot be spread over that many ranks."""
+    if problems := config.rank_problems(ranks):
+        raise ConfigError("\n".join(problems))
+
+
 def check_ranks(config: RunConfig, ranks: int, launched: World | None) -> None:
     """Raises ConfigError where the run cannot be spread over that many ranks, or the launcher started others."""
-    problems = config.rank_problems(ranks)
-    if problems:
-        raise ConfigError("\n".join(problems))
+    check_spread(config, ranks)
+    problems = []
     wanted = config.sharding.ranks
     if launched and wanted != "auto" and wanted != launched.local_size:
         problems.append(f"sharding.ranks is {wanted}, the launcher started {launched.local_size} on this host")

@@ -1,6 +1,9 @@
 """A user's mistake is one line that names it, exit code 2, and nothing overwritten; a bug keeps its traceback."""
 
+import json
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -9,10 +12,13 @@ import pytest
 from click.testing import CliRunner, Result
 
 from pretrain.cli import main
+from pretrain.config.load import load_config
+from pretrain.data.prepare import find_prepared, prepared_url
 from pretrain.errors import PretrainError
 from pretrain.export import export
 from pretrain.train import train
-from tests.tiny import REPOSITORY, run_cli, tiny_config, tiny_overrides
+from tests.conftest import write_corpus
+from tests.tiny import REPOSITORY, clean_environment, run_cli, tiny_config, tiny_overrides
 
 CONFIG = str(REPOSITORY / "configs" / "bert" / "demo.yaml")
 ONE = ["sharding.ranks=1", "sharding.zero_stage=0", "schedule.total_steps=2", "checkpoint.every_steps=1"]
@@ -43,7 +49,7 @@ def trained(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Pat
     """A run of two steps with two checkpoints, and its overrides."""
     root = tmp_path_factory.mktemp("trained")
     overrides = tiny_overrides("bert", corpus, root, *ONE, "name=run")
-    return train(tiny_config("bert", corpus, root, *ONE, "name=run")), overrides
+    return train(tiny_config("bert", corpus, root, *ONE, "name=run")).folder, overrides
 
 
 @pytest.fixture
@@ -79,7 +85,10 @@ def test_every_problem_at_once(corpus: Path, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("verb", ["train", "prepare", "config"])
 def test_no_such_config(verb: str) -> None:
-    assert problems(call(verb, "nowhere.yaml")) == ["nowhere.yaml: no such config file"]
+    (line,) = problems(call(verb, "nowhere.yaml"))
+    assert line.startswith(
+        f"nowhere.yaml: no such config file in {Path.cwd()}, nor among the shipped ones; shipped are "
+    )
 
 
 def spoilt(path: Path, content: bytes) -> Path:
@@ -98,7 +107,7 @@ def test_text_that_cannot_be_read(content: bytes | None, named: list[str], tmp_p
         spoilt(source, content)
     (found,) = problems(call("train", CONFIG, *tiny_overrides("bert", source, tmp_path / "runs", *ONE)))
     assert str(source) in found and all(name in found for name in named), found
-    assert not (tmp_path / "runs" / "bert-demo").exists()
+    assert not (tmp_path / "runs" / "bert-demo" / "config.yaml").exists()
 
 
 def test_a_folder_of_another_run(trained: tuple[Path, list[str]]) -> None:
@@ -138,8 +147,7 @@ def test_all_checkpoints_cut_short(run: Path) -> None:
         found = problems(call(*command))
         assert [line.split(": ")[0] for line in found] == [*map(str, reversed(tensors)), str(run / "checkpoints")]
         assert all("damaged" in line for line in found[:2])
-    (found_one,) = problems(call("export", run, "--checkpoint", "1"))
-    assert str(tensors[0]) in found_one
+    assert any(str(tensors[0]) in line for line in problems(call("export", run, "--checkpoint", "1")))
     assert files(run) == before
 
 
@@ -188,7 +196,7 @@ def test_models_that_are_none(run: Path, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("name", "content", "says"),
-    [("x.txt", None, "x.txt"), ("x.csv", b"a", "unknown kind of file"), ("x.txt", b"\xff\n", "x.txt")],
+    [("x.txt", None, "x.txt"), ("x.docx", b"a", "unknown kind of file"), ("x.txt", b"\xff\n", "x.txt")],
     ids=["missing", "kind", "undecodable"],
 )
 def test_evaluating_files_that_cannot_be_read(
@@ -210,7 +218,7 @@ def raising(error: Exception) -> Callable[..., None]:
 def test_a_bug_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
     for error in (KeyError("bug"), FileNotFoundError(2, "No such file", "ours"), ModuleNotFoundError(name="torch")):
         monkeypatch.setattr("pretrain.evaluate.evaluate", raising(error))
-        result = call("evaluate", "somewhere")
+        result = call("evaluate", REPOSITORY)
         assert result.exception is error, "click's runner catches what python would show with its traceback"
         assert result.exit_code == 1
 
@@ -218,12 +226,12 @@ def test_a_bug_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_an_extra_that_is_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:
     missing = ModuleNotFoundError("No module named 'lightning.pytorch'", name="lightning.pytorch")
     monkeypatch.setattr("pretrain.evaluate.evaluate", raising(missing))
-    assert problems(call("evaluate", "x")) == ["this needs lightning.pytorch: pip install 'pretrain[train]'"]
+    assert problems(call("evaluate", REPOSITORY)) == ["this needs lightning.pytorch: pip install 'pretrain[train]'"]
 
 
 def test_one_line_per_problem(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("pretrain.evaluate.evaluate", raising(PretrainError("one\ntwo")))
-    assert problems(call("evaluate", "x")) == ["one", "two"]
+    assert problems(call("evaluate", REPOSITORY)) == ["one", "two"]
 
 
 def test_rank_0_speaks_first(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -233,7 +241,7 @@ def test_rank_0_speaks_first(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("pretrain.evaluate.evaluate", raising(PretrainError("only here")))
     monkeypatch.setenv("RANK", "1")
     monkeypatch.setenv("WORLD_SIZE", "2")
-    assert problems(call("evaluate", "x")) == ["only here"]
+    assert problems(call("evaluate", REPOSITORY)) == ["only here"]
     assert len(slept) == 1 and slept[0] >= 5
 
 
@@ -248,6 +256,150 @@ def test_every_command_has_help() -> None:
     for name in main.commands:
         result = call(name, "--help")
         assert result.exit_code == 0 and "Usage:" in result.stdout
+
+
+BEFORE_TORCH = """
+import sys
+from pretrain.cli import main
+from pretrain.config.load import load_config
+from pretrain.data.prepare import find_prepared, prepared_url
+try:
+    main(sys.argv[1:])
+finally:
+    print([package for package in ("torch", "lightning", "datasets") if package in sys.modules])
+"""
+
+
+def problems_before_torch(*arguments: str | Path) -> list[str]:
+    """The lines of a mistake, in a process of its own that imported nothing heavy before it said them."""
+    done = subprocess.run(
+        [sys.executable, "-c", BEFORE_TORCH, *map(str, arguments)],
+        cwd=REPOSITORY,
+        env=clean_environment() | {"OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == 2, done.stderr
+    assert done.stdout == "[]\n", done.stderr
+    return [line.removeprefix("error: ") for line in done.stderr.splitlines() if line.startswith("error: ")]
+
+
+def test_a_mistake_is_told_before_anything_heavy_is_imported(
+    trained: tuple[Path, list[str]], corpus: Path, tmp_path: Path
+) -> None:
+    """Importing takes seconds, of Lightning many; what is wrong with a config or a path needs none of it."""
+    run, overrides = trained
+    found = problems_before_torch("train", CONFIG, *overrides, "seed=9")
+    assert found[0] == f"{run}: seed was 1 when this run began, now it is 9"
+    missing = tiny_overrides("bert", tmp_path / "no.txt", tmp_path, *ONE)
+    for verb in ("train", "prepare"):
+        assert problems_before_torch(verb, CONFIG, *missing) == [f"{tmp_path / 'no.txt'}: no such file"]
+        no_start = [*tiny_overrides("bert", corpus, tmp_path), "model.initialize_from=nowhere"]
+        (line,) = problems_before_torch(verb, CONFIG, *no_start)
+        assert line == f"model.initialize_from: nowhere: no such folder in {REPOSITORY}"
+    for verb in ("evaluate", "export"):
+        assert problems_before_torch(verb, "nowhere") == [f"nowhere: no such folder in {REPOSITORY}"]
+    assert problems_before_torch("evaluate", run, "--data", tmp_path / "no.txt") == [
+        f"{tmp_path / 'no.txt'}: no such file"
+    ]
+
+
+def test_a_second_start_is_refused_at_once(corpus: Path, tmp_path: Path) -> None:
+    """While another process holds the run folder's lock, here a real one."""
+    overrides = tiny_overrides("bert", corpus, tmp_path, *ONE, "name=run")
+    hold = "import sys; from pathlib import Path; from pretrain.runs.folder import RunFolder\n"
+    hold += "with RunFolder(Path(sys.argv[1])).lock():\n    print('held', flush=True)\n    sys.stdin.read()"
+    command = [sys.executable, "-c", hold, str(tmp_path / "run")]
+    with subprocess.Popen(command, cwd=REPOSITORY, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as holder:
+        assert holder.stdout is not None and holder.stdout.readline() == "held\n"
+        found = problems_before_torch("train", CONFIG, *overrides)
+        holder.communicate()
+    assert found == [f"{tmp_path / 'run'}: another process is training in this folder"]
+    assert holder.returncode == 0
+
+
+def comments(*arguments: str | Path) -> dict[str, str]:
+    """What `pretrain config` says below the config, by what each line is about."""
+    result = call("config", *arguments)
+    assert result.exit_code == 0, result.output
+    lines = [line.removeprefix("# ") for line in result.stdout.splitlines() if line.startswith("# ")]
+    return dict(line.split(": ", 1) for line in lines)
+
+
+def test_what_a_run_takes(trained: tuple[Path, list[str]], corpus: Path, tmp_path: Path) -> None:
+    """Before and after the corpus is prepared and the run has begun; the time with a speed, and without."""
+    new = tiny_overrides("bert", corpus, tmp_path, *ONE)
+    before = comments(CONFIG, *new)
+    assert list(before) == [
+        "step", "run", "passes over the corpus", "parameters", "computation", "memory per rank", "time",
+    ]  # fmt: skip
+    assert before["passes over the corpus"] == "known once it is prepared: pretrain prepare CONFIG"
+    assert before["time"].startswith("known once the speed is: ")
+    assert "1.0 seconds" not in before["time"]
+    assert comments(CONFIG, *new, "--speed", "0.5")["time"] == "about 68 minutes at 0 tokens/s (--speed)"
+
+    run, overrides = trained
+    prepared = find_prepared(load_config(CONFIG, overrides))
+    assert prepared is not None
+    begun = comments(CONFIG, *overrides)
+    passes = 2 * 32 * 32 / prepared.training[0].counts["tokens"]
+    assert begun["passes over the corpus"] == f"about {passes:.2g}"
+    assert begun["parameters"].endswith(", with a vocabulary of 200")
+    assert f"({run / 'metrics.jsonl'}, all ranks); 0 seconds of it left after step 2" in begun["time"]
+
+
+def test_the_time_of_a_run_by_a_bench(corpus: Path, tmp_path: Path) -> None:
+    """One process was measured: several ranks are said to be each as fast; another model's speed is refused."""
+    overrides = [*tiny_overrides("bert", corpus, tmp_path), "sharding.ranks=2", "schedule.total_steps=100"]
+    config = load_config(CONFIG, overrides)
+    step = {"flops_per_token": config.flops_per_token(200), "ours": {"tokens_per_second": 256.0}}
+    file = tmp_path / "bench.json"
+    file.write_text(json.dumps({"name": "bert-demo", "step": step}), encoding="utf-8")
+    told = comments(CONFIG, *overrides, "--bench", file)["time"]  # 100 steps of 32 × 32 tokens
+    assert told == f"about 3 minutes at 512 tokens/s ({file}, 2 ranks each as fast as the one measured)"
+    (line,) = problems(call("config", CONFIG, *overrides, "model.hidden_size=256", "--bench", file))
+    assert line.startswith(f"--bench {file}: measured bert-demo, whose tokens take ")
+    (line,) = problems(call("config", CONFIG, *overrides, "--bench", file, "--speed", "1"))
+    assert line == f"--speed 1 and --bench {file}: give one of them"
+    file.write_text("{}", encoding="utf-8")
+    assert problems(call("config", CONFIG, *overrides, "--bench", file)) == [
+        f"--bench {file}: not what pretrain bench --json writes"
+    ]
+    (line,) = problems(call("config", CONFIG, *overrides, "--bench", tmp_path / "none.json"))
+    assert line == f"--bench {tmp_path / 'none.json'}: cannot be read: No such file or directory"
+
+
+def test_prepared_text_that_changed_is_no_reason_not_to_show_a_config(tmp_path: Path) -> None:
+    text = write_corpus(tmp_path / "text.txt", 60)
+    overrides = tiny_overrides("bert", text, tmp_path, *ONE, "data.held_out=0")
+    assert call("prepare", CONFIG, *overrides).exit_code == 0
+    assert comments(CONFIG, *overrides)["passes over the corpus"].startswith("about ")
+    text.write_text("Another text. It is short.\n", encoding="utf-8")
+    result = call("config", CONFIG, *overrides)
+    assert "# passes over the corpus: known once it is prepared" in result.stdout
+    assert f"the prepared corpus cannot be used: {text}: changed " in result.stderr
+
+
+def test_prepare_says_its_figures_once_and_its_warnings(tmp_path: Path) -> None:
+    text = tmp_path / "text.txt"
+    text.write_text("\n\n".join(f"This is document {number}." for number in range(200)) + "\n", encoding="utf-8")
+    overrides = tiny_overrides("bert", text, tmp_path, "data.held_out=0", "tokenizer.vocabulary_size=101")
+    for _ in range(2):  # made, and found
+        result = call("prepare", CONFIG, *overrides)
+        assert result.exit_code == 0, result.output
+        figures, where = result.stdout.splitlines()
+        assert figures.startswith("train text-0: 200 documents, ")
+        assert where == f"prepared in {prepared_url(load_config(CONFIG, overrides))}"
+        assert figures not in result.stderr
+        assert "each of its 200 documents is one sentence" in result.stderr
+
+
+def test_the_demo_says_beforehand_how_long_it_takes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pretrain.demo.demo", raising(PretrainError("not now")))
+    result = call("demo")
+    assert problems(result) == ["not now"]
+    assert "in a few minutes on a laptop" in result.stdout
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,7 @@
 """A config from its YAML file and `section.option=value` overrides; every problem in one message."""
 
+import difflib
+import logging
 import re
 from collections.abc import Iterable
 from pathlib import Path
@@ -12,6 +14,8 @@ from pretrain.config.base import option_paths
 from pretrain.config.problems import describe_problems
 from pretrain.config.run import RunConfig, with_kinds
 from pretrain.errors import ConfigError
+
+log = logging.getLogger(__name__)
 
 SHIPPED = (Path(__file__).parents[1] / "configs", Path(__file__).parents[2] / "configs")
 """The configs of an installed package, and of a checkout."""
@@ -68,15 +72,37 @@ def _parse(text: str, where: str) -> Any:
 
 
 def find_config(path: str | Path) -> Path:
-    """The file of a config: as given, or one of the shipped ones (`configs/<family>/demo.yaml`)."""
+    """The file of a config: as given, or one of the shipped ones (`configs/<family>/demo.yaml`), which the log says.
+
+    Raises ConfigError, saying where it was looked for, and what there is.
+    """
     given = Path(path)
     if given.is_file():
         return given
-    if given.parts[:1] == ("configs",):
-        for root in SHIPPED:
-            if (root / Path(*given.parts[1:])).is_file():
-                return root / Path(*given.parts[1:])
-    raise ConfigError(f"{path}: no such config file")
+    shipped = shipped_configs()
+    if given.as_posix() in shipped:
+        log.info("using the shipped %s", given)
+        return shipped[given.as_posix()]
+    if given.is_dir():
+        raise ConfigError(f"{path}: a folder, not a config file")
+    where = "" if given.is_absolute() else f" in {Path.cwd()}, nor among the shipped ones"
+    raise ConfigError(f"{path}: no such config file{where}; {_shipped_like(given, shipped)}")
+
+
+def shipped_configs() -> dict[str, Path]:
+    """The configs that come with the package, by the path that a command takes: `configs/<family>/<name>.yaml`."""
+    roots = [root for root in reversed(SHIPPED) if root.is_dir()]
+    return {f"configs/{file.relative_to(root).as_posix()}": file for root in roots for file in root.rglob("*.yaml")}
+
+
+def _shipped_like(given: Path, shipped: dict[str, Path]) -> str:
+    """The shipped config that was probably meant; else all of them."""
+    family = [name for name in shipped if given.parent.name in name.split("/")]
+    by_stem = difflib.get_close_matches(given.stem, [Path(name).stem for name in family or shipped], 1, 0.7)
+    close = [name for name in family or shipped if Path(name).stem in by_stem]
+    if close:
+        return f"did you mean {' or '.join(sorted(close))}?"
+    return f"shipped are {', '.join(sorted(shipped))}"
 
 
 def _override(values: dict[str, Any], override: str) -> None:
@@ -84,7 +110,9 @@ def _override(values: dict[str, Any], override: str) -> None:
     path, equals, text = override.partition("=")
     keys = path.strip().split(".")
     if not equals or not all(keys):
-        raise ConfigError(f"{override!r} is not an override of the form section.option=value")
+        raise ConfigError(
+            f"{override!r} is not of the form section.option=value: put quotes around an option that has spaces"
+        )
     section = values
     for depth, key in enumerate(keys[:-1], 1):
         section = section.setdefault(key, {})
@@ -108,8 +136,11 @@ def load_config(path: str | Path, overrides: Iterable[str] = ()) -> RunConfig:
     file = find_config(path)
     try:
         text = file.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{file}: cannot be read: {error}") from None
+    except UnicodeDecodeError as error:
+        line = error.object[: error.start].count(b"\n") + 1
+        raise ConfigError(f"{file}, line {line}: not UTF-8: convert it: iconv -f LATIN1 -t UTF-8") from None
+    except OSError as error:
+        raise ConfigError(f"{file}: cannot be read: {error.strerror}") from None
     values = _parse(text, str(file))
     if not isinstance(values, dict):
         raise ConfigError(f"{file}: not a config: expected sections and options, found {type(values).__name__}")

@@ -70,7 +70,7 @@ class ElmoConfig(Section):
     """The original decays nothing."""
     kind: Literal["elmo"] = "elmo"
     initialize_from: PathOption | None = None
-    """A model folder whose weights this run starts from."""
+    """A model folder, or a run (its best checkpoint), whose weights this run starts from."""
     dropout: Dropout = 0.1
     """Every dropout of the model: each LSTM layer's input, and the top output."""
     character_embedding_size: PositiveInt = 16
@@ -146,7 +146,7 @@ class BertConfig(Section):
     """All but biases and LayerNorm."""
     kind: Literal["bert"] = "bert"
     initialize_from: PathOption | None = None
-    """A model folder whose weights (and tokenizer) this run starts from."""
+    """A model folder, or a run (its best checkpoint), whose weights and tokenizer this run starts from."""
     dropout: Dropout = 0.1
     """Dropout of hidden states."""
     attention_dropout: Dropout | None = None

@@ -47,6 +47,31 @@ class ElmoObjectiveConfig(Section):
         candidates = min(self.num_negatives, vocabulary_size) if self.softmax == "sampled" else vocabulary_size
         return sum(model.flops_by_part.values()) + 6.0 * 2 * model.projection_size * candidates
 
+    def activation_bytes(
+        self, model: ElmoConfig, compute: ComputeConfig, precision: str, micro_size: int, vocabulary_size: int
+    ) -> int:
+        """Bytes, about, that a micro-batch takes beside weights, gradients and optimizer states, in either precision.
+
+        The distinct words of a batch, which the character CNN reads once each, are those of English.
+        """
+        del compute, precision  # the recurrence keeps float32
+        positions = 2 * micro_size * self.unroll_length  # of both directions
+        width, widest = sum(number for _, number in model.filters), max(number for _, number in model.filters)
+        words = min(
+            positions, 4.9 * math.pow(positions, 0.65)
+        )  # 1,250 of 5,120 and 2,550 of 15,360: docs/benchmarks/elmo-cpu.md
+        candidates = min(self.num_negatives, vocabulary_size) if self.softmax == "sampled" else 0
+        elements = (
+            # per layer: inputs, dropout, outputs (twice) and the sum of a skip connection; gates and three of the cell
+            positions * model.num_layers * (5 * model.projection_size + 7 * model.cell_size)
+            + words * width * (2 + 6 * model.num_highways)
+            + min(words, 256) * widest * model.max_characters  # as many are convolved together
+            + 4 * (candidates + positions / 2) * model.projection_size  # rows of the softmax, and their gradients
+            + 2 * vocabulary_size * model.projection_size  # the softmax's gradient, by direction, before it is summed
+            + 2 * 2**20  # a block of logits
+        )
+        return round(4 * elements)
+
     def problems(self, model: ElmoConfig, compute: ComputeConfig) -> list[str]:
         """What does not go together with the model or the way it is computed, a line each."""
         return [
@@ -124,6 +149,32 @@ class BertObjectiveConfig(Section):
         attention = 12 * model.num_layers * h * counts["attended"] / counts["tokens"]
         head = 6 * (h * h + h * vocabulary_size) * counts["mlm"] / counts["tokens"]
         return 6.0 * dense + attention + head
+
+    def activation_bytes(
+        self, model: BertConfig, compute: ComputeConfig, precision: str, micro_size: int, vocabulary_size: int
+    ) -> int:
+        """Bytes, about, that a micro-batch takes beside weights, gradients and optimizer states.
+
+        With `attention: auto`, float32 is taken for a CPU's, whose backend keeps the probabilities that dropout needs,
+        and 16 bits for a GPU's, whose kernels draw them again.
+        """
+        h, wide, mixed = model.hidden_size, model.intermediate_size, precision == "bf16-mixed"
+        tokens = micro_size * self.tokens_per_example
+        # what linear layers, GELU and dropout keep, in the products' type; LayerNorms' inputs are float32 in any case
+        layer = (2 if mixed else 4) * (11 * h + 2 * wide) + (8 * h if mixed else 0)
+        if model.dropout_of_attention and compute.attention in (
+            ("per_sequence",) if mixed else ("auto", "per_sequence")
+        ):
+            layer += 8 * model.num_heads * self.max_sequence_length  # probabilities, and what is dropped of them
+        layers = model.num_layers * layer
+        if compute.activation_checkpointing:
+            layers = model.num_layers * 4 * h + layer  # every layer's input, and one layer anew
+        predicted = micro_size * self.masked_per_pack if self.packing else math.ceil(self.mask_probability * tokens)
+        return round(
+            tokens * (layers + 12 * h + 4 * (wide + 4 * h))  # embeddings, and the gradients within a layer
+            + predicted * vocabulary_size * (16 if mixed else 12)  # logits, their logarithms, and gradients
+            + 8 * vocabulary_size * h  # the word matrix's gradient, of lookup and head, before it is summed
+        )
 
     def problems(self, model: BertConfig, compute: ComputeConfig) -> list[str]:
         """What does not go together with the model or the way it is computed, a line each."""

@@ -28,6 +28,18 @@ EXPECTED = {
 }
 """What each of pydantic's errors asks for; the names in braces are the error's own."""
 
+ABOUT_FORM = {"tuple_type", "model_type", "model_attributes_type", "string_type", "float_type", "too_short", "too_long"}
+"""Those that an example answers."""
+
+EXAMPLES = {
+    "data.sources": """'data.sources=[{kind: text, files: "my/*.txt"}]'""",
+    "data.sources.files": 'files: "my/*.txt", or files: [one.txt, two.txt]',
+    "data.held_out": """data.held_out=0.02, or 'data.held_out=[{kind: text, files: "held-out/*.txt"}]'""",
+    "data.held_out.files": 'files: "held-out/*.txt", or files: [one.txt, two.txt]',
+    "model.filters": "'model.filters=[[1, 32], [2, 32], [3, 64]]', pairs of a width and a number of filters",
+}
+"""How options that are lists, or may be, are written; as on a command line, where the shell must not cut them up."""
+
 MOVED = {
     **{
         f"model.{option}": f"objective.{option}"
@@ -84,16 +96,27 @@ def _describe(values: Any, error: Mapping[str, Any], options: Collection[str]) -
     if kind == "extra_forbidden":
         return [f"{_dotted(path)}: no such option{suggest(_dotted(path), options)}"]
     if kind == "missing":
-        return [f"{_dotted(path)}: missing"]
+        return [f"{_dotted(path)}: missing{_example(path)}"]
     if kind == "union_tag_not_found":
-        return [f"{_dotted([*path, 'kind'])}: missing"]
+        unspaced = (
+            next((key for key in given if str(key).startswith("kind:")), None) if isinstance(given, dict) else None
+        )
+        said = "missing" if unspaced is None else f"missing: put a space after the colon of {unspaced!r}"
+        return [f"{_dotted([*path, 'kind'])}: {said}"]
     if kind == "union_tag_invalid":
         given, path = context["tag"], [*path, "kind"]
         message = f"must be one of {context['expected_tags']}"
     else:
         message = EXPECTED.get(kind, error["msg"]).format_map(context)
     shown = "a section of options" if isinstance(given, dict) else repr(given)
-    return [f"{_dotted(path)}: {message} (given: {shown})"]
+    example = _example(path) if kind in ABOUT_FORM else ""
+    return [f"{_dotted(path)}: {message} (given: {shown}){example}"]
+
+
+def _example(path: list[str]) -> str:
+    """How an option that is a list is written, as the end of a message; nothing for another option."""
+    example = EXAMPLES.get(".".join(part for part in path if not part.isdecimal()))
+    return f", as in {example}" if example else ""
 
 
 def _dotted(path: list[str]) -> str:

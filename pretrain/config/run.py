@@ -105,6 +105,13 @@ class RunConfig(Section):
         flops: float = self._objective.flops_per_token(self.model, vocabulary_size, counts)
         return flops
 
+    def activation_bytes(self, vocabulary_size: int) -> int:
+        """Bytes, about, that the forward and backward pass of a micro-batch take beside the model's own memory."""
+        size: int = self._objective.activation_bytes(
+            self.model, self.compute, self.precision, self.batch.micro_size, vocabulary_size
+        )
+        return size
+
     @property
     def folder(self) -> Path:
         """The run folder."""

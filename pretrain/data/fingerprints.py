@@ -18,6 +18,12 @@ def fingerprints(data: DataConfig) -> dict[str, dict[str, str]]:
     }
 
 
+def check_files(data: DataConfig) -> None:
+    """Raises DataError for a pattern of local files that names none."""
+    for pattern in _patterns(data):
+        list_files(pattern)
+
+
 def changed_since(data: DataConfig, prepared: Mapping[str, Mapping[str, str]]) -> str | None:
     """A local file that is new or not what it was, to begin a message with; None where there is none.
 

@@ -33,13 +33,20 @@ from pretrain.data.corpus import (
     source_weights,
 )
 from pretrain.data.documents import Document, SentenceEncoder, describe, read_documents, splits
-from pretrain.data.fingerprints import changed_since, fingerprints
+from pretrain.data.fingerprints import changed_since, check_files, fingerprints
 from pretrain.data.shards import write_shards
 from pretrain.data.shuffle_buckets import ShuffleBuckets
 from pretrain.data.sources import Skipped, describe_skipped
 from pretrain.data.store import Preparation, Store
 from pretrain.data.survey import survey
-from pretrain.data.tokenizer import TextFamily, check_start, make_tokenizer, settle_tokenizer, vocabulary_hash
+from pretrain.data.tokenizer import (
+    TextFamily,
+    check_folder,
+    check_start,
+    make_tokenizer,
+    settle_tokenizer,
+    vocabulary_hash,
+)
 from pretrain.errors import ConfigError, DataError
 
 log = logging.getLogger(__name__)
@@ -70,6 +77,18 @@ def prepared_url(config: RunConfig) -> str:
         return config.data.folder
     text = json.dumps([FORMAT, prepared_options(config)], sort_keys=True)
     return str(config.run_root / "prepared" / hashlib.blake2b(text.encode(), digest_size=6).hexdigest())
+
+
+def check_inputs(config: RunConfig) -> None:
+    """Raises ConfigError or DataError where what a run starts from is not there: before anything heavy is imported.
+
+    That is its local files, unless its corpus is prepared, and the model of `model.initialize_from`.
+    """
+    check_folder(config)
+    if config.model.initialize_from is not None:
+        return  # that model's tokenizer decides where the prepared corpus is
+    if Store(prepared_url(config)).read_manifest() is None:
+        check_files(config.data)
 
 
 def find_prepared(config: RunConfig) -> PreparedCorpus | None:

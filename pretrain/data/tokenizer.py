@@ -2,6 +2,7 @@
 
 import hashlib
 import logging
+from pathlib import Path
 from typing import Any, Protocol
 
 from pretrain.config.models import WordsConfig
@@ -60,7 +61,20 @@ def _continued_tokenizer(config: RunConfig, family: TextFamily) -> Any:
     start = config.model.initialize_from
     if start is None or vocabulary_hash(config):
         return None
-    return family.tokenizer.load(start)
+    return family.tokenizer.load(tokenizer_folder(start))
+
+
+def tokenizer_folder(start: Path) -> Path:
+    """Where a model to start from has its tokenizer: a run has it in a folder of its own."""
+    return start / "tokenizer" if (start / "config.yaml").is_file() else start
+
+
+def check_folder(config: RunConfig) -> None:
+    """Raises ConfigError where what a run starts from is not there."""
+    start = config.model.initialize_from
+    if start is not None and not start.is_dir():
+        where = "" if start.is_absolute() else f" in {Path.cwd()}"
+        raise ConfigError(f"model.initialize_from: {start}: no such folder{where}")
 
 
 def check_start(config: RunConfig, family: TextFamily) -> None:
@@ -68,11 +82,12 @@ def check_start(config: RunConfig, family: TextFamily) -> None:
     start = config.model.initialize_from
     if start is None:
         return
-    if not start.is_dir():
-        raise ConfigError(f"model.initialize_from: {start}: no such folder")
+    check_folder(config)
     # the config.json of an early BERT does not say what it is
-    if not family.format.recognises(start) and family.tokenizer.load(start) is None:
-        raise ConfigError(f"model.initialize_from: {start}: holds no model of model.kind {config.model.kind}")
+    if not family.format.recognises(start) and family.tokenizer.load(tokenizer_folder(start)) is None:
+        raise ConfigError(
+            f"model.initialize_from: {start}: holds no model of model.kind {config.model.kind}, and is no run of one"
+        )
 
 
 def make_tokenizer(config: RunConfig, family: TextFamily) -> Any:

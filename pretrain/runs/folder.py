@@ -60,17 +60,32 @@ class RunFolder:
         while True:
             with exclusive(self.path / ".lock") as handle:
                 if handle is not None:
-                    yield handle
+                    try:
+                        yield handle
+                    finally:
+                        self._remove_if_unused()
                     return
             if time.monotonic() > deadline:
                 raise CheckpointError(f"{self.path}: another process is training in this folder")
             time.sleep(0.2)
+
+    def _remove_if_unused(self) -> None:
+        """Leaves no folder behind of a start that failed before anything was written."""
+        if [entry.name for entry in self.path.iterdir()] == [".lock"]:
+            (self.path / ".lock").unlink()
+            self.path.rmdir()
 
     def check(self, config: RunConfig, *, extend: bool = False) -> None:
         """Refuses a folder that is no run folder, or holds a run that another config decided; changes nothing.
 
         With `extend`, the schedule may have more steps than the run began with, and another decay.
         """
+        self.check_place()
+        if self.config_file.exists() and steps_in(self.checkpoints):  # where nothing was saved, it starts over
+            self._check_options(config, extend=extend)
+
+    def check_place(self) -> None:
+        """Refuses what is there and no run folder; before the lock, which leaves a file."""
         if not self.path.exists():
             return
         if not self.path.is_dir():
@@ -79,10 +94,6 @@ class RunFolder:
             strangers = sorted(entry.name for entry in self.path.iterdir() if not entry.name.startswith("."))
             if strangers:
                 raise ConfigError(f"{self.path}: not a run folder: it holds {strangers[0]} and no config.yaml")
-            return
-        if not steps_in(self.checkpoints):
-            return  # nothing was saved: it starts over
-        self._check_options(config, extend=extend)
 
     def _check_options(self, config: RunConfig, *, extend: bool) -> None:
         began = self.read_config()

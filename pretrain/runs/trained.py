@@ -1,5 +1,10 @@
 """A model out of a run folder or a model folder: one finder for all who want one; without Lightning."""
 
+import contextlib
+import logging
+import re
+import tempfile
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -7,12 +12,14 @@ import torch
 
 from pretrain.config.run import RunConfig
 from pretrain.data.corpus import PreparedCorpus, open_corpus, source_weights
-from pretrain.errors import CheckpointError, DataError
+from pretrain.errors import CheckpointError, DataError, PretrainError
 from pretrain.models import find_family, get_family
 from pretrain.models.family import ModelFolder, Tokenizer
 from pretrain.runs.checkpoints import choose_checkpoint, read_state, read_weights
 from pretrain.runs.folder import RunFolder
 from pretrain.runtime.seeding import seed_of
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -53,6 +60,25 @@ def read_model(path: Path, checkpoint: str = "best") -> tuple[ModelFolder, str]:
         trained = read_trained(path, checkpoint)
         return trained.folder, f"{path}, step {trained.step:,}"
     return find_family(path).format.read(path), str(path)
+
+
+@contextlib.contextmanager
+def model_folder(path: Path) -> Iterator[Path]:
+    """A folder in the published format: the one at `path`, or, for a run there, its best checkpoint in a temporary one.
+
+    What goes wrong with the latter is said of the run.
+    """
+    if not is_run(path):
+        yield path
+        return
+    trained = read_trained(path, "best")
+    log.info("%s: its best checkpoint, step %d", path, trained.step)
+    with tempfile.TemporaryDirectory(prefix="pretrain-model-") as folder:
+        get_family(trained.config.model.kind).format.write(Path(folder), trained.folder)
+        try:
+            yield Path(folder)
+        except PretrainError as error:
+            raise type(error)(re.sub(rf"{re.escape(folder)}[^\s:]*", str(path), str(error))) from None
 
 
 def read_trained(run: Path, which: str) -> Trained:

@@ -53,12 +53,22 @@ def exclusive(path: Path) -> Iterator[int | None]:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             yield None
-        else:
-            adopt(handle)
-            yield handle
+            return
+        if not _is_still(path, handle):  # its last holder has removed it
+            yield None
+            return
+        adopt(handle)
+        yield handle
     finally:
         _held.discard(handle)
         os.close(handle)
+
+
+def _is_still(path: Path, handle: int) -> bool:
+    try:
+        return os.path.samestat(path.stat(), os.fstat(handle))
+    except FileNotFoundError:
+        return False
 
 
 def adopt(handle: int) -> None:

@@ -14,7 +14,7 @@ from pretrain.data.stream import StreamPosition
 from pretrain.models.family import Tokenizer
 from pretrain.runs.checkpoints import ResumePoint, State
 from pretrain.runs.folder import RunFolder, versions
-from pretrain.runs.trained import read_tokenizer, select_backends
+from pretrain.runs.trained import model_folder, read_tokenizer, select_backends
 from pretrain.runtime.logging import ignore_known_warnings, quiet_libraries
 from pretrain.runtime.world import World
 from pretrain.training.callbacks import Restore, StepEnd
@@ -92,7 +92,8 @@ def build_module(config: RunConfig, tokenizer: Tokenizer, *, fresh: bool) -> Pre
     module = Pretraining(config, tokenizer)
     start = config.model.initialize_from
     if fresh and start is not None:
-        new = module.family.format.initialize(module.model, start, tokenizer)
+        with model_folder(start) as source:
+            new = module.family.format.initialize(module.model, source, tokenizer)
         log.info("initialised from %s%s", start, f"; new: {', '.join(new)}" if new else "")
     return module
 

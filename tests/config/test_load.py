@@ -1,21 +1,31 @@
 """Configs from files and overrides: what is read, and how a user's mistakes are told."""
 
+import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 
-from pretrain.config.base import option_paths
+from pretrain.config.base import Section, option_paths, sections_in
 from pretrain.config.load import dump_config, load_config
 from pretrain.config.models import BertConfig, ElmoConfig
 from pretrain.config.objectives import BertObjectiveConfig, ElmoObjectiveConfig
-from pretrain.config.problems import MOVED
+from pretrain.config.problems import EXAMPLES, MOVED
 from pretrain.config.run import RunConfig
 from pretrain.config.training import AdagradConfig, AdamWConfig, LambConfig
 from pretrain.errors import ConfigError
 from tests.tiny import REPOSITORY
 
+LISTS = {
+    "sources": """, as in 'data.sources=[{kind: text, files: "my/*.txt"}]'""",
+    "files": ', as in files: "my/*.txt", or files: [one.txt, two.txt]',
+    "held_out": """, as in data.held_out=0.02, or 'data.held_out=[{kind: text, files: "held-out/*.txt"}]'""",
+    "held_out_files": ', as in files: "held-out/*.txt", or files: [one.txt, two.txt]',
+    "filters": ", as in 'model.filters=[[1, 32], [2, 32], [3, 64]]', pairs of a width and a number of filters",
+}
+"""The end of a message about an option that is a list."""
 CONFIGS = sorted((REPOSITORY / "configs").rglob("*.yaml"))
 ELMO, BERT = "configs/elmo/demo.yaml", "configs/bert/demo.yaml"
 PUBLISHED_ELMO = ("small", "medium", "original", "original-5.5b")
@@ -134,19 +144,34 @@ def test_every_problem_is_told_at_once_with_its_path_and_value() -> None:
 @pytest.mark.parametrize(
     ("override", "lines"),
     [
-        ("data.sources=[]", ["data.sources: must not be empty (given: [])"]),
-        ("data.sources=3", ["data.sources: must be a list (given: 3)"]),
-        ("data.sources=[{kind: text}]", ["data.sources.0.files: missing"]),
+        ("data.sources=[]", ["data.sources: must not be empty (given: [])" + LISTS["sources"]]),
+        (
+            "data.sources={kind: text, files: a}",
+            ["data.sources: must be a list (given: a section of options)" + LISTS["sources"]],
+        ),
+        (
+            "data.sources=[{kind:text, files: a}]",
+            ["data.sources.0.kind: missing: put a space after the colon of 'kind:text'"],
+        ),
+        ("model.filters=[1]", ["model.filters.0: must be a list (given: 1)" + LISTS["filters"]]),
+        ("data.sources=3", ["data.sources: must be a list (given: 3)" + LISTS["sources"]]),
+        ("data.sources=[{kind: text}]", ["data.sources.0.files: missing" + LISTS["files"]]),
         ("data.sources=[{files: a}]", ["data.sources.0.kind: missing"]),
-        ("data.sources=[{kind: text, files: []}]", ["data.sources.0.files: must not be empty (given: [])"]),
-        ("data.sources=[{kind: text, files: [a, 3]}]", ["data.sources.0.files.1: must be text (given: 3)"]),
+        (
+            "data.sources=[{kind: text, files: []}]",
+            ["data.sources.0.files: must not be empty (given: [])" + LISTS["files"]],
+        ),
+        (
+            "data.sources=[{kind: text, files: [a, 3]}]",
+            ["data.sources.0.files.1: must be text (given: 3)" + LISTS["files"]],
+        ),
         (
             "data.sources=[{kind: text, files: a, feild: b}]",
             ["data.sources.0.feild: no such option; did you mean data.sources.field?"],
         ),
         (
             "data.sources=[{kind: text, files: {a: 1}}]",
-            ["data.sources.0.files: must be text (given: a section of options)"],
+            ["data.sources.0.files: must be text (given: a section of options)" + LISTS["files"]],
         ),
         (
             "data.sources=[{kind: tape, files: a}]",
@@ -159,9 +184,12 @@ def test_every_problem_is_told_at_once_with_its_path_and_value() -> None:
             "data.sources=[{kind: text, files: a, name: x}, {kind: text, files: b, name: x}]",
             ["data: two sources are named x: give them names that differ"],
         ),
-        ("data.held_out=all", ["data.held_out: must be a number (given: 'all')"]),
+        ("data.held_out=all", ["data.held_out: must be a number (given: 'all')" + LISTS["held_out"]]),
         ("data.held_out=1", ["data.held_out: must be less than 1.0 (given: 1)"]),
-        ("data.held_out=[{kind: text, files: 3}]", ["data.held_out.0.files: must be text (given: 3)"]),
+        (
+            "data.held_out=[{kind: text, files: 3}]",
+            ["data.held_out.0.files: must be text (given: 3)" + LISTS["held_out_files"]],
+        ),
         (
             "data.language=jp",
             ["data.language: 'jp' is not a language code of ISO 639-1: give two or three letters, such as is or isl"],
@@ -177,8 +205,8 @@ def test_every_problem_is_told_at_once_with_its_path_and_value() -> None:
         ("data.language=English", ["data.language: does not match ^[a-z]{2,3}$ (given: 'English')"]),
         ("model=3", ["model: must be a section of options (given: 3)"]),
         ("model.kind=gpt", ["model.kind: must be one of 'elmo', 'bert' (given: 'gpt')"]),
-        ("model.filters=[]", ["model.filters: must not be empty (given: [])"]),
-        ("model.filters=[[1, 16], [2]]", ["model.filters.1.1: missing"]),
+        ("model.filters=[]", ["model.filters: must not be empty (given: [])" + LISTS["filters"]]),
+        ("model.filters=[[1, 16], [2]]", ["model.filters.1.1: missing" + LISTS["filters"]]),
         ("model.filters=[[60, 8]]", ["model: filters has a width of 60, more than max_characters (50)"]),
         ("model.initialize_from=3", ["model.initialize_from: must be a path (given: 3)"]),
         ("name=a/b", ["name: does not match ^[A-Za-z0-9_-][A-Za-z0-9_.-]{0,99}$ (given: 'a/b')"]),
@@ -240,8 +268,8 @@ def test_contradictions_of_lamb() -> None:
 def test_mistaken_overrides_are_told_together() -> None:
     lines = problems("seed", "=3", "seed.x=1", "seed={")
     assert lines[:3] == [
-        "'seed' is not an override of the form section.option=value",
-        "'=3' is not an override of the form section.option=value",
+        "'seed' is not of the form section.option=value: put quotes around an option that has spaces",
+        "'=3' is not of the form section.option=value: put quotes around an option that has spaces",
         "override 'seed.x=1': seed is not a section of options",
     ]
     assert lines[3].startswith("override 'seed={': not YAML: ")
@@ -268,9 +296,10 @@ def test_a_file_that_is_no_config(text: str, message: str, tmp_path: Path) -> No
 
 
 def test_a_file_that_cannot_be_read(tmp_path: Path) -> None:
-    assert problems(path=tmp_path / "none.yaml") == ["no such config file"]
-    (tmp_path / "latin.yaml").write_bytes(b"name: caf\xe9\n")
-    assert problems(path=tmp_path / "latin.yaml")[0].startswith("cannot be read: ")
+    (tmp_path / "latin.yaml").write_bytes(b"seed: 1\nname: caf\xe9\n")
+    assert problems(path=tmp_path / "latin.yaml") == [
+        f"{tmp_path / 'latin.yaml'}, line 2: not UTF-8: convert it: iconv -f LATIN1 -t UTF-8"
+    ]
 
 
 def test_numbers_and_words_are_what_they_look_like(tmp_path: Path) -> None:
@@ -376,3 +405,73 @@ def test_sources_in_another_order_are_the_same_run() -> None:
         for order in ((first, second), (second, first))
     )
     assert one == other
+
+
+def list_options(section: type[Section], prefix: str = "") -> Iterator[str]:
+    """The dotted path of every option that is a list, or may be one, without places in lists."""
+    for name, field in section.model_fields.items():
+        if "tuple[" in str(field.annotation):
+            yield f"{prefix}{name}"
+        for inner in sections_in(field.annotation):
+            yield from list_options(inner, f"{prefix}{name}.")
+
+
+def test_every_option_that_is_a_list_has_an_example_that_loads() -> None:
+    assert set(list_options(RunConfig)) == set(EXAMPLES)
+    found = [pair for example in EXAMPLES.values() for pair in re.findall(r"'([^']+)'|^([a-z_.]+=[^,]+),", example)]
+    overrides = ["".join(pair) for pair in found]
+    assert len(overrides) == 4
+    for override in overrides:
+        load_config(ELMO, [override])
+
+
+@pytest.mark.parametrize(
+    ("path", "said"),
+    [
+        ("configs/bert/smal.yaml", "did you mean configs/bert/small.yaml?"),
+        ("demos.yaml", "did you mean configs/bert/demo.yaml or configs/elmo/demo.yaml?"),
+        ("mini.yml", "did you mean configs/bert/mini.yaml?"),
+        ("thesis.yaml", "shipped are configs/bert/base-128.yaml, "),
+    ],
+)
+def test_a_config_that_is_not_there(path: str, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where it was looked for, and what was probably meant; else what there is."""
+    monkeypatch.chdir(tmp_path)
+    (line,) = problems(path=path)
+    assert line.startswith(f"no such config file in {tmp_path}, nor among the shipped ones; {said}")
+    (line,) = problems(path=tmp_path / path)
+    assert line.startswith(f"no such config file; {said}")
+    assert problems(path=tmp_path) == ["a folder, not a config file"]
+
+
+def test_a_shipped_config_that_is_used_from_elsewhere_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    monkeypatch.chdir(tmp_path)
+    assert load_config(BERT).name == "bert-demo"
+    assert caplog.messages == [f"using the shipped {BERT}"]
+    mine = tmp_path / BERT
+    mine.parent.mkdir(parents=True)
+    mine.write_text(dump_config(load_config(ELMO)), encoding="utf-8")
+    caplog.clear()
+    assert load_config(BERT).name == "elmo-demo", "a file of one's own comes first"
+    assert caplog.messages == []
+
+
+OFFERED = re.compile(r"^# Yours[:,]", re.MULTILINE)
+"""How the header of a config offers it for one's own text."""
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: f"{path.parent.name}-{path.stem}")
+def test_text_of_ones_own_keeps_its_case_and_its_accents(path: Path) -> None:
+    """Three words of Icelandic became others; a recipe that was published uncased says whose it is."""
+    text, tokenizer = path.read_text(encoding="utf-8"), load_config(path).tokenizer
+    changes_words = tokenizer.lowercase or getattr(tokenizer, "strip_accents", False)
+    assert not (changes_words and OFFERED.search(text))
+    assert not changes_words or "as this recipe was published for English" in text
+
+
+def test_there_are_configs_for_ones_own_text() -> None:
+    offered = {f"{path.parent.name}/{path.stem}" for path in CONFIGS if OFFERED.search(path.read_text("utf-8"))}
+    assert offered == {"bert/mini", "bert/small", "bert/little", "elmo/little"}

@@ -1,5 +1,7 @@
 """The numbers that follow from a config, against models that are really built and against published ones."""
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -8,9 +10,9 @@ import torch
 from pretrain.config.load import load_config
 from pretrain.config.models import BertConfig, ElmoConfig
 from pretrain.config.objectives import BertObjectiveConfig
-from pretrain.config.plan import plan_run
+from pretrain.config.plan import Prepared, Speed, duration, plan_run
 from pretrain.models import FAMILIES, get_family
-from tests.tiny import REPOSITORY
+from tests.tiny import REPOSITORY, clean_environment
 
 CONFIGS = sorted((REPOSITORY / "configs").rglob("*.yaml"))
 
@@ -134,7 +136,8 @@ def test_derived_numbers_of_a_run() -> None:
     assert plan.memory == {0: 16 * plan.parameters, 1: 12 * plan.parameters, 2: 10 * plan.parameters} | {
         3: 8 * plan.parameters
     }
-    assert len(plan.lines()) == 8
+    assert plan.lines()[0] == ("step: 32 examples = 2 ranks × 2 micro-batches × 8 examples; at most 2,048 tokens")
+    assert plan.lines()[1] == "run: 300 steps, at most 614,400 tokens"
 
 
 def test_what_ranks_a_run_can_be_spread_over() -> None:
@@ -166,3 +169,107 @@ def test_what_decides_a_run_and_what_does_not() -> None:
         "model.dropout",
         "batch.global_size",
     }
+
+
+def test_passes_and_the_vocabulary_once_the_corpus_is_prepared() -> None:
+    """A source's passes are its share of the tokens, by weight, over the tokens that it has."""
+    sources = "data.sources=[{kind: text, files: a, name: a, weight: 3}, {kind: text, files: b, name: b}]"
+    config = load_config("configs/bert/demo.yaml", [*FIXED, sources])
+    assert plan_run(config, 1).passes is None
+    assert "passes over the corpus: known once it is prepared: pretrain prepare CONFIG" in plan_run(config, 1).lines()
+    plan = plan_run(config, 1, Prepared(vocabulary_size=3_000, tokens={"a": 46_080, "b": 614_400}))
+    assert plan.passes == {"a": 10.0, "b": 0.25}, "614,400 tokens, three of four from a"
+    assert plan.parameters == config.parameters(3_000)
+    assert "passes over the corpus: about 10 of a, 0.25 of b" in plan.lines()
+    one = plan_run(load_config("configs/bert/demo.yaml", FIXED), 1, Prepared(3_000, {"python_docs-0": 300_000}))
+    assert "passes over the corpus: about 2" in one.lines()
+
+
+def test_the_time_a_run_takes() -> None:
+    plan = plan_run(load_config("configs/bert/demo.yaml", FIXED), 2)  # 614,400 tokens
+    assert plan.lines()[-1].startswith("time: known once the speed is: pretrain bench CONFIG --json")
+    assert plan.lines(Speed(64, "given"))[-1] == "time: about 2.7 hours at 64 tokens/s (given)"
+    begun = plan.lines(Speed(1_024, "measured", step=225))[-1]
+    assert begun == "time: about 10 minutes at 1,024 tokens/s (measured); 2 minutes of it left after step 225"
+
+
+@pytest.mark.parametrize(
+    ("seconds", "said"),
+    [
+        (9, "9 seconds"),
+        (119, "119 seconds"),
+        (600, "10 minutes"),
+        (7200, "2.0 hours"),
+        (864_000, "240 hours (10 days)"),
+    ],
+)
+def test_durations(seconds: float, said: str) -> None:
+    assert duration(seconds) == said
+
+
+MEASURE = """
+import sys, torch
+from pretrain.bench import TimedModel, read_steps
+from pretrain.config.load import load_config
+from pretrain.config.plan import Prepared, plan_run
+from pretrain.data.prepare import ensure_prepared
+from pretrain.data.stream import StreamPosition
+from pretrain.models import get_family
+from pretrain.models.baselines import Baseline
+from pretrain.runs.trained import build_initial_model, read_tokenizer, select_backends
+from pretrain.runtime.world import World
+from pretrain.training.steps import build_loader
+
+torch.set_num_threads(1)
+
+def measure(overrides):
+    config = load_config(sys.argv[1], overrides)
+    family, alone = get_family(config.model.kind), World(rank=0, local_rank=0, size=1, local_size=1)
+    corpus = ensure_prepared(config, family, log_report=False)
+    tokenizer = read_tokenizer(config, corpus.fetch_tokenizer())
+    loader = build_loader(config, tokenizer, corpus, StreamPosition.start(config.data.lanes), alone)
+    steps = read_steps(loader, config.accumulation(1), 2)
+    model = build_initial_model(config, tokenizer)
+    select_backends(config, model, torch.device("cpu"))
+    objective = family.training.build_objective(config.objective, tokenizer)
+    measured = TimedModel(config, Baseline("ours", model, objective, {}), torch.device("cpu"), steps).peak_memory
+    plan = plan_run(config, 1, Prepared(tokenizer.vocabulary_size, {}))
+    return measured, plan.memory[0] + plan.activations
+
+measure(sys.argv[3].split("|"))  # libraries take memory of their own when they are first used
+print(*measure(sys.argv[2].split("|")))
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="the peak of a process's memory is read from /proc")
+@pytest.mark.parametrize(
+    ("path", "more"),
+    [
+        ("configs/bert/mini.yaml", ["batch={global_size: 16, micro_size: 16}"]),
+        (
+            "configs/bert/mini.yaml",
+            ["batch={global_size: 16, micro_size: 16}", "compute.activation_checkpointing=true"],
+        ),
+        ("configs/bert/mini.yaml", ["batch={global_size: 16, micro_size: 16}", "precision=bf16-mixed"]),
+        ("configs/elmo/little.yaml", ["model.cell_size=1024", "objective.num_negatives=64"]),
+    ],
+    ids=["bert", "bert-checkpointing", "bert-bf16", "elmo"],
+)
+def test_memory_is_about_what_training_takes(path: str, more: list[str], corpus: Path, tmp_path: Path) -> None:
+    """The peak of a step in a process of its own, as `pretrain bench` measures it, within 30 %.
+
+    What is freed goes back to the system at once, so that fragments do not count.
+    """
+    text = [f"data.sources=[{{kind: text, files: {corpus}}}]", "data.block_tokens=4096", f"run_root={tmp_path}"]
+    small = ["batch={global_size: 8, micro_size: 1}"]
+    done = subprocess.run(
+        [sys.executable, "-c", MEASURE, path, "|".join([*text, *more]), "|".join([*text, *more, *small])],
+        cwd=REPOSITORY,
+        env=clean_environment() | {"OMP_NUM_THREADS": "1", "MALLOC_MMAP_THRESHOLD_": "65536"},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr
+    measured, planned = map(float, done.stdout.split()[-2:])
+    assert planned == pytest.approx(measured, rel=0.3)

@@ -202,7 +202,8 @@ def test_a_model_of_another_family_is_refused_before_preparing(
     overrides = tiny_overrides("bert", corpus, tmp_path / "runs", *ONE, f"model.initialize_from={model}")
     done = CliRunner().invoke(main, [command, "configs/bert/demo.yaml", *overrides])
     assert done.exit_code == 2
-    assert f"error: model.initialize_from: {model}: holds no model of model.kind bert\n" in done.stderr
+    line = f"error: model.initialize_from: {model}: holds no model of model.kind bert, and is no run of one\n"
+    assert line in done.stderr
     assert not list((tmp_path / "runs").rglob("train"))
 
 
