@@ -211,7 +211,7 @@ def test_a_lock_lasts_as_long_as_the_last_process_of_the_run(
 ) -> None:
     """Ranks inherit it: a start must not begin while those of a killed launcher still write."""
     monkeypatch.setattr("pretrain.runs.folder.LOCK_SECONDS", 0.1)
-    folder = RunFolder(configure().folder)
+    folder = begun(configure())
     with folder.lock() as handle:
         rank = subprocess.Popen(["sleep", "60"], pass_fds=[handle])
     with rank:
@@ -220,3 +220,14 @@ def test_a_lock_lasts_as_long_as_the_last_process_of_the_run(
         rank.kill()
     with folder.lock():
         pass
+
+
+def test_a_start_that_fails_early_leaves_nothing(configure: Configure) -> None:
+    folder = RunFolder(configure().folder)
+    with pytest.raises(ValueError, match="inside"), folder.lock():
+        raise ValueError("inside")
+    assert not folder.path.exists()
+    begun(configure())
+    with folder.lock():
+        pass
+    assert (folder.path / ".lock").exists(), "a run that has begun keeps its lock file"
