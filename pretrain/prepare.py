@@ -13,7 +13,9 @@ def prepare(config: RunConfig) -> tuple[str, list[str]]:
     check_inputs(config)
     from pretrain.data.tokenizer import settle_tokenizer
     from pretrain.models import get_family  # torch takes seconds to import: what is missing is said before
+    from pretrain.runs.trained import check_start_sizes
 
+    check_start_sizes(config)
     family = get_family(config.model.kind)
     corpus = ensure_prepared(settle_tokenizer(config, family), family, log_report=False)
     return corpus.url, corpus.report()

@@ -118,9 +118,11 @@ def prepare_corpus(config: RunConfig, folder: RunFolder) -> "PreparedCorpus":
     """
     from pretrain.data.prepare import ensure_prepared
     from pretrain.models import get_family
-    from pretrain.runs.trained import read_tokenizer
+    from pretrain.runs.trained import check_start_sizes, read_tokenizer
 
     family = get_family(config.model.kind)
+    if not steps_in(folder.checkpoints):
+        check_start_sizes(config)  # before hours are spent on preparing
     corpus = ensure_prepared(config, family)
     if not steps_in(folder.checkpoints) and family.tokenizer.problem is not None:
         tokenizer = read_tokenizer(config, corpus.fetch_tokenizer())

@@ -60,6 +60,11 @@ def test_the_embedder_imports_nothing_that_only_trains() -> None:
     assert imported("from pretrain import Embedder", TRAINING) == []
 
 
+def test_a_config_is_shown_without_the_training_packages() -> None:
+    done = python(f"{BLOCK}\nfrom pretrain.cli import main; main(['config', 'configs/bert/demo.yaml'])")
+    assert done.returncode == 0, done.stderr
+
+
 def test_the_embedder_works_without_the_training_packages() -> None:
     done = python(f"{BLOCK}\nfrom pretrain import Embedder; print(Embedder.__name__)")
     assert (done.returncode, done.stdout) == (0, "Embedder\n"), done.stderr

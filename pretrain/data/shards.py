@@ -1,19 +1,24 @@
-"""Prepared shards: Parquet files in which a row group is a block and a row a document or a part of one."""
+"""Prepared shards: Parquet files in which a row group is a block and a row a document or a part of one.
+
+pyarrow is imported where files are read or written: what a manifest says of them can be known without it.
+"""
 
 import hashlib
 import itertools
 from collections import deque
 from collections.abc import Iterable, Iterator
-from typing import IO, Any
+from typing import IO, TYPE_CHECKING, Any
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 
 from pretrain.data.blocks import Block
 from pretrain.data.shuffle_buckets import Part, ShuffleBuckets
 from pretrain.data.store import Store
 from pretrain.errors import DataError
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
 
 BLOCKS_PER_SHARD = 256
 LOOK_AHEAD = 256
@@ -53,6 +58,8 @@ def write_shards(store: Store, name: str, buckets: ShuffleBuckets, block_tokens:
     A checksum for each block and one for the metadata, since Parquet's own leave out its headers and its footer; and
     `content`, a hash of what the blocks say, whatever the bytes that say it.
     """
+    import pyarrow.parquet as pq
+
     shards: list[dict[str, Any]] = []
     blocks = cut_blocks(buckets, buckets.tokens, block_tokens)
     while first := next(blocks, None):
@@ -94,7 +101,7 @@ def _hash_footer(stream: IO[bytes]) -> str:
     return _hash(stream, max(0, end - 8 - size), end)
 
 
-def _hash_row_group(stream: IO[bytes], parquet: pq.ParquetFile, number: int) -> str:
+def _hash_row_group(stream: IO[bytes], parquet: "pq.ParquetFile", number: int) -> str:
     """A hash of all bytes of a row group."""
     group = parquet.metadata.row_group(number)
     columns = [group.column(column) for column in range(group.num_columns)]
@@ -108,7 +115,9 @@ def _hash(stream: IO[bytes], start: int, stop: int) -> str:
     return hashlib.blake2b(stream.read(stop - start), digest_size=8).hexdigest()
 
 
-def _table(block: list[Part]) -> pa.Table:
+def _table(block: list[Part]) -> "pa.Table":
+    import pyarrow as pa
+
     kind = pa.string() if isinstance(block[0].tokens, list) else pa.int32()
     return pa.table(
         {
@@ -148,6 +157,9 @@ class Shards:
 
 def read_block(store: Store, shards: Shards, number: int) -> Block:
     """One block; raises DataError naming the shard where it is damaged."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
     file, row_group = shards.locate(number)
     footer, checksum = shards.checksums(number)
     try:

@@ -139,6 +139,12 @@ class FamilyTraining:
     the model is computed there, not what; raises ConfigError where the config asks for what does not work."""
 
 
+def differing_options(theirs: Any, ours: Any, options: Iterable[str]) -> list[str]:
+    """A line for each of `options` in which two model configs differ."""
+    pairs = ((option, getattr(theirs, option), getattr(ours, option)) for option in options)
+    return [f"model.{option} is {there} there and {here} in this run" for option, there, here in pairs if there != here]
+
+
 @dataclass(frozen=True)
 class FamilyFormat:
     """The published format of a family's models."""
@@ -151,6 +157,10 @@ class FamilyFormat:
     """Reads a published model folder; raises ExportError naming what is missing or ambiguous."""
     write: Callable[[Path, ModelFolder], None]
     """Writes one, in the format that the field reads."""
+    read_architecture: Callable[[Path], Any]
+    """The model config of a published model folder, without its weights; raises ExportError."""
+    differences: Callable[[Any, Any], list[str]]
+    """(a folder's model config, a run's) -> what keeps the run from starting with the folder's weights, a line each."""
     initialize: Callable[..., list[str]]
     """(model, folder, the model's tokenizer) -> what keeps its fresh values, for the log: parameters, or shares."""
     sentence_pooling: str | None = None

@@ -12,7 +12,8 @@ import torch
 
 from pretrain.config.run import RunConfig
 from pretrain.data.corpus import PreparedCorpus, open_corpus, source_weights
-from pretrain.errors import CheckpointError, DataError, PretrainError
+from pretrain.data.tokenizer import check_start
+from pretrain.errors import CheckpointError, ConfigError, DataError, PretrainError
 from pretrain.models import find_family, get_family
 from pretrain.models.family import ModelFolder, Tokenizer
 from pretrain.runs.checkpoints import choose_checkpoint, read_state, read_weights
@@ -79,6 +80,18 @@ def model_folder(path: Path) -> Iterator[Path]:
             yield Path(folder)
         except PretrainError as error:
             raise type(error)(re.sub(rf"{re.escape(folder)}[^\s:]*", str(path), str(error))) from None
+
+
+def check_start_sizes(config: RunConfig) -> None:
+    """Raises ConfigError, all differences at once, where a run is to start from a model of another architecture."""
+    start = config.model.initialize_from
+    if start is None:
+        return
+    family = get_family(config.model.kind)
+    check_start(config, family)
+    theirs = RunFolder(start).read_config().model if is_run(start) else family.format.read_architecture(start)
+    if lines := family.format.differences(theirs, config.model):
+        raise ConfigError("\n".join(f"model.initialize_from: {start}: {line}" for line in lines))
 
 
 def read_trained(run: Path, which: str) -> Trained:

@@ -18,7 +18,7 @@ from pretrain.config.load import load_config
 from pretrain.config.plan import plan_run
 from pretrain.config.run import RunConfig
 from pretrain.data.prepare import ensure_prepared, prepared_url
-from pretrain.errors import CheckpointError, ConfigError, DataError, ExportError
+from pretrain.errors import CheckpointError, ConfigError, DataError
 from pretrain.export import export
 from pretrain.models import get_family
 from pretrain.prepare import prepare
@@ -228,6 +228,13 @@ def test_token_embeddings(learned: RunConfig, tmp_path: Path) -> None:
 
 def test_a_continued_model_must_be_of_the_same_sizes(learned: RunConfig, corpus: Path, tmp_path: Path) -> None:
     model = export(learned.folder, tmp_path / "model")
-    options = [f"model.initialize_from={model}", "model.cell_size=48"]
-    with pytest.raises(ExportError, match=r"model.cell_size is 32 there, and 48 in the model to initialise"):
-        train(tiny_config("elmo", corpus, tmp_path / "runs", *ONE, *options))
+    options = [f"model.initialize_from={model}", "model.cell_size=48", "model.num_highways=2"]
+    config = tiny_config("elmo", corpus, tmp_path / "runs", *ONE, *options)
+    for start in (train, prepare):
+        with pytest.raises(ConfigError) as error:
+            start(config)
+        assert sorted(str(error.value).splitlines()) == [
+            f"model.initialize_from: {model}: model.cell_size is 32 there and 48 in this run",
+            f"model.initialize_from: {model}: model.num_highways is 1 there and 2 in this run",
+        ]
+    assert not list((tmp_path / "runs").rglob("*.parquet")), "nothing is prepared before"

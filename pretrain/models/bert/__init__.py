@@ -3,7 +3,7 @@
 from pretrain.models.bert.backends import select_backends
 from pretrain.models.bert.baselines import build_baselines, build_parts
 from pretrain.models.bert.examples import build_examples
-from pretrain.models.bert.export import initialize, read, recognises, write
+from pretrain.models.bert.export import differences, initialize, read, read_architecture, recognises, write
 from pretrain.models.bert.model import build_model, encode, no_decay
 from pretrain.models.bert.objective import build_objective
 from pretrain.models.bert.published_tokenizer import load_tokenizer
@@ -28,6 +28,8 @@ FAMILY = Family(
         recognises=recognises,
         read=read,
         write=write,
+        read_architecture=read_architecture,
+        differences=differences,
         initialize=initialize,
         sentence_pooling="mean",
     ),

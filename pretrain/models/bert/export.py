@@ -22,7 +22,7 @@ from pretrain.models.bert.published_config import SIZES, PublishedConfig, read_c
 from pretrain.models.bert.published_tokenizer import load_tokenizer
 from pretrain.models.bert.tokens import WordPieceTokenizer
 from pretrain.models.bert.weights import DECODER, WORDS, Weights, check_encoder, published_name, read_weights
-from pretrain.models.family import ModelFolder
+from pretrain.models.family import ModelFolder, differing_options
 from pretrain.models.published_files import read_json
 
 BY_WORD = ("encoder.embeddings.words.weight", "masked_words.decoder.bias")
@@ -114,6 +114,26 @@ def read(folder: Path) -> ModelFolder:
     return ModelFolder(model.eval(), tokenizer, published.config, objective, published.language)
 
 
+def read_architecture(folder: Path) -> BertConfig:
+    """The model config of a published folder."""
+    return read_config(folder / "config.json").config
+
+
+def differences(theirs: BertConfig, ours: BertConfig) -> list[str]:
+    """What keeps a model of `ours` from starting with weights of `theirs`, a line for each option."""
+    lines = differing_options(theirs, ours, DECISIVE)
+    if theirs.max_positions > ours.max_positions:
+        lines.append(
+            f"model.max_positions is {theirs.max_positions} there and {ours.max_positions} in this run, which can only "
+            "have more"
+        )
+    return lines
+
+
+DECISIVE = ("hidden_size", "intermediate_size", "num_layers", "num_heads", "activation", "layer_norm_epsilon")
+"""The options of which another value gives the same weights another shape or meaning."""
+
+
 def initialize(model: nn.Module, folder: Path, tokenizer: WordPieceTokenizer | None = None) -> list[str]:
     """Copies the weights of `folder` into `model`; returns what keeps its fresh values, for the log.
 
@@ -131,15 +151,8 @@ def initialize(model: nn.Module, folder: Path, tokenizer: WordPieceTokenizer | N
     size, config = published.vocabulary_size, published.config
     if size < model.vocabulary_size or (theirs is None and size != model.vocabulary_size):
         raise ExportError(f"{path}: vocab_size is {size} there and {model.vocabulary_size} in this run")
-    if config.max_positions > model.config.max_positions:
-        raise ExportError(
-            f"{path}: max_positions is {config.max_positions} there and "
-            f"{model.config.max_positions} in this run's model, which can only have more"
-        )
-    for key in ("hidden_size", "intermediate_size", "num_layers", "num_heads", "activation", "layer_norm_epsilon"):
-        there, here = getattr(config, key), getattr(model.config, key)
-        if there != here:
-            raise ExportError(f"{path}: {key} is {there} there and {here} in this run's model")
+    if problems := differences(config, model.config):
+        raise ExportError("\n".join(f"{path}: {line}" for line in problems))
     weights = read_weights(folder)
     check_encoder(weights, config, size, published.segments)
     fresh = _fill(model, weights, published)

@@ -2,7 +2,15 @@
 
 from pretrain.models.elmo.baselines import build_baselines, build_parts
 from pretrain.models.elmo.examples import build_examples, build_sentences
-from pretrain.models.elmo.export import initialize, load_tokenizer, read, recognises, write
+from pretrain.models.elmo.export import (
+    differences,
+    initialize,
+    load_tokenizer,
+    read,
+    read_architecture,
+    recognises,
+    write,
+)
 from pretrain.models.elmo.model import build_model, encode
 from pretrain.models.elmo.objective import ElmoObjective, gradient_scale
 from pretrain.models.elmo.token_embeddings import write_token_embeddings
@@ -27,6 +35,8 @@ FAMILY = Family(
         recognises=recognises,
         read=read,
         write=write,
+        read_architecture=read_architecture,
+        differences=differences,
         initialize=initialize,
         write_token_embeddings=write_token_embeddings,
     ),

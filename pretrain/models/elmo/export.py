@@ -29,7 +29,7 @@ from pretrain.models.elmo.weights import (
     vocabulary_size_of,
     write_datasets,
 )
-from pretrain.models.family import ModelFolder
+from pretrain.models.family import ModelFolder, differing_options
 from pretrain.models.published_files import find_tensorflow_checkpoint, identify, read_json
 
 _MOST_CHARACTERS = 4096
@@ -100,6 +100,16 @@ def write(folder: Path, model_folder: ModelFolder) -> None:
         write_datasets(folder / "softmax_weights.hdf5", slices, parameters)
 
 
+def read_architecture(folder: Path) -> ElmoConfig:
+    """The model config of a published folder."""
+    return _config(_one(folder, "*options.json", "options"))
+
+
+def differences(theirs: ElmoConfig, ours: ElmoConfig) -> list[str]:
+    """What keeps a model of `ours` from starting with weights of `theirs`, a line for each option."""
+    return differing_options(theirs, ours, (*_KEYS.values(), *_OPTIONAL_KEYS.values()))
+
+
 @torch.no_grad()
 def initialize(model: nn.Module, folder: Path, tokenizer: WordTokenizer) -> list[str]:
     """Copies a model folder's encoder into `model`, and its softmax for the words that `tokenizer`, the model's, holds.
@@ -108,10 +118,8 @@ def initialize(model: nn.Module, folder: Path, tokenizer: WordTokenizer) -> list
     """
     model, source = cast(ElmoModel, model), read(folder)
     held = cast(ElmoModel, source.model)
-    for field in (*_KEYS.values(), *_OPTIONAL_KEYS.values()):
-        theirs, ours = getattr(source.config, field), getattr(model.encoder.config, field)
-        if theirs != ours:
-            raise ExportError(f"{folder}: model.{field} is {theirs} there, and {ours} in the model to initialise")
+    if problems := differences(source.config, model.encoder.config):
+        raise ExportError("\n".join(f"{folder}: {line}" for line in problems))
     model.encoder.load_state_dict(held.encoder.state_dict())
     return _initialize_softmax(held, cast(WordTokenizer, source.tokenizer), model, tokenizer)
 

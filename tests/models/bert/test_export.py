@@ -239,10 +239,10 @@ def test_damage_is_named(message: str, damage: Change, folder: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"num_heads": 2}, r"num_heads is 4 there and 2 in this run's model"),
+        ({"num_heads": 2}, r"num_heads is 4 there and 2 in this run"),
         ({"num_layers": 3}, r"num_layers is 2 there and 3"),
         ({"activation": "gelu_tanh"}, r"activation is gelu there and gelu_tanh"),
-        ({"max_positions": 32}, r"max_positions is 64 there and 32 in this run's model"),
+        ({"max_positions": 32}, r"max_positions is 64 there and 32 in this run"),
     ],
 )
 def test_a_run_of_another_shape_cannot_start_from_it(
