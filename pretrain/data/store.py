@@ -52,7 +52,10 @@ class Store:
     def _filesystem(self) -> tuple[Any, str]:
         import fsspec
 
-        filesystem, root = fsspec.url_to_fs(self.url)
+        try:
+            filesystem, root = fsspec.url_to_fs(self.url)
+        except (ImportError, ValueError) as error:  # a package that is not installed, or a protocol that nobody knows
+            raise DataError(f"{self.url}: cannot be reached: {str(error).splitlines()[0]}") from None
         return filesystem, root
 
     def names(self) -> list[str]:

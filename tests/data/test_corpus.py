@@ -123,3 +123,14 @@ def test_options_that_a_models_vocabulary_contradicts_are_refused(
     assert settled.tokenizer.lowercase is True
     assert settle_tokenizer(settled, record) == settled
     assert contents(prepared(settled).fetch_tokenizer()) == contents(learned.fetch_tokenizer())
+
+
+@pytest.mark.parametrize(
+    ("url", "says"),
+    [("nowhere://bucket/prepared", "Protocol not known: nowhere"), ("gdrive://folder/prepared", "nstall")],
+)
+def test_a_store_that_cannot_be_reached_is_one_line(url: str, says: str) -> None:
+    """Of a protocol that nobody knows, or whose package is not installed."""
+    with pytest.raises(DataError, match=says) as error:
+        open_corpus(url, {})
+    assert str(error.value).startswith(f"{url}: cannot be reached: ") and "\n" not in str(error.value)
