@@ -96,10 +96,9 @@ def check_paths(folders: Sequence[Path], files: Sequence[str] = ()) -> None:
 
 @click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(package_name="pretrain")
-@click.option("--verbose", is_flag=True, help="Say more.")
-def main(verbose: bool) -> None:
+def main() -> None:
     """From raw text to contextual word vectors: ELMo and BERT, on one laptop or many GPUs."""
-    set_up_logging(verbose)
+    set_up_logging()
 
 
 @main.command()

@@ -51,6 +51,12 @@ class _Text:
     """How often each id occurs in it, [vocabulary]."""
 
     @property
+    def unknown_words(self) -> float:
+        """The fraction of its words that the vocabulary does not hold."""
+        unknown, words = (sum(source.counts[key] for source in self.sources) for key in ("unknown_words", "words"))
+        return unknown / max(words, 1)
+
+    @property
     def identity(self) -> str:
         """16 hex digits, equal for the same text in the same tokens."""
         contents = [source.shards.contents for source in self.sources]
@@ -98,7 +104,7 @@ def evaluate(
     with _json_lines(per_sentence) as write, opened as text:
         losses = evaluate_model(folder, text.sources, reset=states == "reset", write=write)
     unigram_loss = None if frequencies is None else baseline(frequencies, text.counts)
-    return Evaluation(what, losses, unigram_loss, states, tuple(data), text.identity)
+    return Evaluation(what, losses, unigram_loss, states, tuple(data), text.identity, text.unknown_words)
 
 
 def compare(
@@ -162,7 +168,7 @@ def _refuse(what: str, kind: str, options: dict[str, Any]) -> None:
     """Raises ConfigError for an option given that needs a model of continuous text."""
     for option, value in options.items():
         if value is not None:
-            raise ConfigError(f"{option} {value}: {what}, is a {kind}, which does not predict every word in turn")
+            raise ConfigError(f"{option} {value}: {what} is a {kind}, which does not predict every word in turn")
 
 
 @contextmanager

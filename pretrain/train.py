@@ -5,7 +5,7 @@ import logging
 import os
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -15,7 +15,7 @@ from pretrain.config.models import WordsConfig
 from pretrain.config.run import RunConfig
 from pretrain.data.prepare import check_inputs
 from pretrain.errors import ConfigError
-from pretrain.runs.checkpoints import newest_step, steps_in
+from pretrain.runs.checkpoints import incomplete_at, newest_step, steps_in
 from pretrain.runs.folder import RunFolder
 from pretrain.runs.metrics import check_wandb
 from pretrain.runtime.launcher import STOPPED, end_with_launcher, launched_here, spawn_ranks
@@ -48,14 +48,14 @@ def train(config: RunConfig, stop_after: int | None = None, *, extend: bool = Fa
     launched = world()
     if launched is not None:
         end_with_launcher()
-        return train_launched(settle(config), folder, launched, stop_after, extend=extend)
+        return train_launched(settle(config, folder), folder, launched, stop_after, extend=extend)
     folder.check_place()  # before a lock is made in what may be no run folder
     if not steps_in(folder.checkpoints):
         check_inputs(config)
     if config.sharding.ranks != "auto":
         check_spread(config, config.sharding.ranks)
     with folder.lock() as lock:
-        config = settle(config)
+        config = settle(config, folder)
         folder.check(config, extend=extend)
         if finished(config, folder):
             return Ended(folder.path)
@@ -76,21 +76,28 @@ def train(config: RunConfig, stop_after: int | None = None, *, extend: bool = Fa
 def train_launched(config: RunConfig, folder: RunFolder, this: World, stop_after: int | None, *, extend: bool) -> Ended:
     """Trains as one of several ranks; under torchrun, rank 0 holds the folder's lock, which our launcher has else."""
     check_ranks(config, this.size, this)
-    if launched_here() or this.rank > 0:
-        return train_rank(config, this, stop_after)
-    with folder.lock():
-        folder.check(config, extend=extend)
-        check_wandb(config)
-        return train_rank(config, this, stop_after)
+    with contextlib.ExitStack() as held:
+
+        def ready() -> "PreparedCorpus":
+            if not launched_here():
+                folder.check_place()
+                held.enter_context(folder.lock())
+                folder.check(config, extend=extend)
+                check_wandb(config)
+            return prepare_corpus(config, folder)
+
+        return train_rank(config, this, stop_after, ready)
 
 
-def train_rank(config: RunConfig, this: World, stop_after: int | None) -> Ended:
-    """Trains as one rank."""
+def train_rank(
+    config: RunConfig, this: World, stop_after: int | None, ready: "Callable[[], PreparedCorpus] | None" = None
+) -> Ended:
+    """Trains as one rank; rank 0 calls `ready` for the corpus, by default what prepares it."""
     from pretrain.training.start import agree_on_start
     from pretrain.training.trainer import run_rank, stop_step
 
     folder = RunFolder(config.folder)
-    corpus, resume = agree_on_start(config, this, lambda: prepare_corpus(config, folder))
+    corpus, resume = agree_on_start(config, this, ready or (lambda: prepare_corpus(config, folder)))
     began = resume.state.step if resume else 0
     if began >= config.schedule.total_steps:
         say_finished(folder, began)
@@ -101,10 +108,17 @@ def train_rank(config: RunConfig, this: World, stop_after: int | None) -> Ended:
     return Ended(folder.path, 0 if step == stop_step(config, began, stop_after) else STOPPED)
 
 
-def settle(config: RunConfig) -> RunConfig:
-    """The config with the tokenizer's options that hold where the run starts from a model; raises ConfigError."""
+def settle(config: RunConfig, folder: RunFolder) -> RunConfig:
+    """The config with the tokenizer options that hold where the run starts from a model; raises ConfigError.
+
+    A run that has begun knows them itself, wherever the model is now.
+    """
     if config.model.initialize_from is None:
         return config
+    if folder.config_file.exists() and steps_in(folder.checkpoints):
+        began, given = folder.read_config().tokenizer, config.tokenizer.model_fields_set - {"vocabulary_size"}
+        kept = {option: value for option, value in began if option not in given}
+        return config.model_copy(update={"tokenizer": config.tokenizer.model_copy(update=kept)})
     from pretrain.data.tokenizer import settle_tokenizer
     from pretrain.models import get_family
 
@@ -123,7 +137,7 @@ def prepare_corpus(config: RunConfig, folder: RunFolder) -> "PreparedCorpus":
     family = get_family(config.model.kind)
     if not steps_in(folder.checkpoints):
         check_start_sizes(config)  # before hours are spent on preparing
-    corpus = ensure_prepared(config, family)
+    corpus = ensure_prepared(config, family, log_warnings=not launched_here())  # else the launcher has said them
     if not steps_in(folder.checkpoints) and family.tokenizer.problem is not None:
         tokenizer = read_tokenizer(config, corpus.fetch_tokenizer())
         problem = family.tokenizer.problem(config.objective, tokenizer, corpus.unigrams("train"))
@@ -177,7 +191,7 @@ def check_ranks(config: RunConfig, ranks: int, launched: World | None) -> None:
 def finished(config: RunConfig, folder: RunFolder) -> bool:
     """Whether the run has nothing left to do, which the log then says."""
     step = newest_step(folder.checkpoints)
-    if step < config.schedule.total_steps:
+    if step < config.schedule.total_steps or incomplete_at(folder.checkpoints, step):
         return False
     say_finished(folder, step)
     return True

@@ -83,6 +83,8 @@ def find_config(path: str | Path) -> Path:
     if given.as_posix() in shipped:
         log.info("using the shipped %s", given)
         return shipped[given.as_posix()]
+    if (given / "config.yaml").is_file():  # a run's own
+        return given / "config.yaml"
     if given.is_dir():
         raise ConfigError(f"{path}: a folder, not a config file")
     where = "" if given.is_absolute() else f" in {Path.cwd()}, nor among the shipped ones"

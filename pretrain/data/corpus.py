@@ -94,17 +94,31 @@ class PreparedCorpus:
 
     def warnings(self) -> list[str]:
         """What is likely to be a mistake, a line each; empty where nothing is."""
-        return [
-            f"source {source.name}: each of its {source.counts['documents']:,} documents is one sentence: no sentence "
-            "has a next one to learn from"
-            for source in self.training
-            if 1 < source.counts["documents"] == source.counts["sentences"]
-        ] + [
-            f"source {source.name}: {source.unknown_words:.1%} of its words are not in the vocabulary: a model learns "
-            "little of them; a larger vocabulary or one of this text has fewer"
+        layout = [(source.name, problem) for source in self.training if (problem := _layout_problem(source.counts))]
+        unknown = [
+            (
+                source.name,
+                f"{source.unknown_words:.1%} of its words are not in the vocabulary: a model learns little of them; a "
+                "larger vocabulary or one of this text has fewer",
+            )
             for source in (*self.training, *self.held_out)
             if source.unknown_words > UNKNOWN_WORDS
         ]
+        return [f"source {name}: {problem}" for name, problem in (*layout, *unknown)]
+
+
+def _layout_problem(counts: Mapping[str, int]) -> str | None:
+    """What makes pairs of sentences worthless; None where nothing does."""
+    if counts["documents"] == 1:
+        return (
+            "a single document: there is no other to draw random next sentences from, so that a BERT learns nothing "
+            "from pairs (objective.next_sentence=false leaves them out); an empty line ends a document"
+        )
+    if counts["documents"] == counts["sentences"]:
+        return (
+            f"each of its {counts['documents']:,} documents is one sentence: no sentence has a next one to learn from"
+        )
+    return None
 
 
 def source_weights(data: DataConfig) -> dict[str, float]:

@@ -8,6 +8,7 @@ import contextlib
 import glob
 import gzip
 import io
+import logging
 import lzma
 import tarfile
 import zipfile
@@ -20,6 +21,9 @@ from pretrain.errors import DataError
 
 TAR_SUFFIXES = (".tar", ".tgz", ".tbz2", ".txz", ".tar.gz", ".tar.bz2", ".tar.xz", ".tar.zst")
 UNREADABLE_SUFFIXES = (".7z", ".rar", ".lz4", ".br", ".lzo", ".z")
+
+
+log = logging.getLogger(__name__)
 
 
 class SourceFile(NamedTuple):
@@ -61,7 +65,11 @@ def _list_local(pattern: str) -> list[SourceFile]:
     root = path.absolute()
     while glob.has_magic(str(root)):
         root = root.parent
-    return [SourceFile(pattern, str(file.relative_to(root)), str(file)) for file in files]
+    once = {file.resolve(): file for file in reversed(files)}  # a file that links lead to is read once
+    if len(once) < len(files):
+        log.info("%s: %d links to files that it matches anyway are left out", pattern, len(files) - len(once))
+    kept = set(once.values())
+    return [SourceFile(pattern, str(file.relative_to(root)), str(file)) for file in files if file in kept]
 
 
 def _list_urls(pattern: str) -> list[SourceFile]:

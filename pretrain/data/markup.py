@@ -16,6 +16,12 @@ CHUNK = 1 << 16
 COLUMNS = 10
 _INDEX = re.compile(r"(\d+)(?:-(\d+)|(\.\d+))?")
 """The number of a word, of several (2-3), or of an empty node (8.1), which is no word of the text."""
+BLOCKS = {
+    *("p", "div", "head", "item", "list", "l", "lg", "s", "u", "w", "sp", "speaker", "stage", "table", "row", "cell"),
+    *("tr", "td", "th", "li", "ul", "ol", "dl", "dt", "dd", "h1", "h2", "h3", "h4", "h5", "h6", "section", "article"),
+    *("abstract", "body", "quote", "blockquote", "note", "figure", "caption", "title"),
+}
+"""Elements of HTML and TEI whose text is apart from what stands beside them, words that are marked as such included."""
 BREAKS = {"br", "lb", "cb", "pb"}
 """Empty elements that stand for white space (unless TEI's `break="no"` says otherwise)."""
 
@@ -74,8 +80,9 @@ def read_xml(source: XmlSource) -> Iterator[str]:
         for chunk in _chunks(file, name, source.encoding):
             yield from reader.read(chunk)
         yield from reader.read(b"", final=True)
-        if not reader.found:
-            raise DataError(f"{name}: no element {source.document!r}; there are {', '.join(sorted(reader.seen)[:20])}")
+        lacking = source.document if not reader.found else None if reader.found_paragraph else source.paragraph
+        if lacking is not None:
+            raise DataError(f"{name}: no element {lacking!r}; there are {', '.join(sorted(reader.seen)[:20])}")
 
 
 def _chunks(file: BinaryIO, name: str, encoding: str | None) -> Iterator[bytes | str]:
@@ -97,7 +104,7 @@ class _XmlReader:
     def __init__(self, source: XmlSource, name: str) -> None:
         self.seen: set[str] = set()
         """Names of elements."""
-        self.found = False
+        self.found = self.found_paragraph = False
         self._source, self._name = source, name
         self._document = self._paragraph = 0  # how many elements deep we are in one; 0: outside
         self._text: list[str] = []
@@ -119,6 +126,11 @@ class _XmlReader:
         except expat.ExpatError as error:
             problem = expat.ErrorString(error.code)
             raise DataError(f"{self._name}, line {error.lineno}: not XML: {problem}") from None
+        except (LookupError, ValueError) as error:  # an encoding that the parser does not know
+            raise DataError(
+                f"{self._name}: its declared encoding cannot be read ({first_line(error)}): name it by the source's "
+                "`encoding`"
+            ) from None
         documents, self._documents = self._documents, []
         yield from documents
 
@@ -131,12 +143,14 @@ class _XmlReader:
             self.found = True
             if self._paragraph or name == self._source.paragraph:
                 if not self._paragraph:
-                    self._text = []
+                    self._text, self.found_paragraph = [], True
                 self._paragraph += 1
-        if name in BREAKS and attributes.get("break") != "no":
+        if name in BLOCKS or (name in BREAKS and attributes.get("break") != "no"):
             self._text_found(" ")
 
     def _end(self, qualified: str) -> None:
+        if qualified.rpartition("}")[2] in BLOCKS:
+            self._text_found(" ")
         if self._paragraph:
             self._paragraph -= 1
             if not self._paragraph:

@@ -105,7 +105,10 @@ def find_prepared(config: RunConfig) -> PreparedCorpus | None:
         _check_options(store.url, prepared_options(config), manifest["options"])
     corpus = build_corpus(store, manifest, source_weights(config.data))
     if (change := changed_since(config.data, manifest["files"])) is not None:
-        raise DataError(f"{change} since {store.url} was prepared from it: delete that folder to prepare it anew")
+        raise DataError(
+            f"{change} since {store.url} was prepared from it: restore it, or prepare it anew for new runs by deleting "
+            "that folder; runs that have begun go on with the same text only"
+        )
     entries = (*manifest["train"], *manifest["held_out"])
     corpus.store.check_sizes({shard["file"]: shard["bytes"] for entry in entries for shard in entry["shards"]})
     return corpus
@@ -122,21 +125,23 @@ def _check_options(url: str, asked: dict[str, Any], had: dict[str, Any]) -> None
         raise ConfigError("\n".join(wrong))
 
 
-def ensure_prepared(config: RunConfig, family: TextFamily, *, log_report: bool = True) -> PreparedCorpus:
+def ensure_prepared(
+    config: RunConfig, family: TextFamily, *, log_report: bool = True, log_warnings: bool = True
+) -> PreparedCorpus:
     """The prepared corpus of a run, made now where it has not been; raises DataError or ConfigError.
 
-    What is likely to be a mistake is logged as warnings; what preparing found, only where it is made now.
+    What is likely to be a mistake is logged as warnings; what preparing found, only where it was not there before.
     """
     corpus = find_prepared(config)
     if corpus is None:
         check_start(config, family)
-        settle_tokenizer(config, family)
+        settle_tokenizer(config, family)  # raises where they contradict each other
         store = Store(prepared_url(config))
         with store.lock():
             corpus = find_prepared(config) or _prepare(config, family, store)
         for line in corpus.report() if log_report else ():
             log.info("%s", line)
-    for line in corpus.warnings():
+    for line in corpus.warnings() if log_warnings else ():
         log.warning("%s", line)
     return corpus
 

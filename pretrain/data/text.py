@@ -30,7 +30,15 @@ _MAGIC = {
     b"%PDF-": "a PDF, which is to be converted",
     b"PAR1": "a Parquet file (kind: parquet)",
     b"ARROW1": "an Arrow file (kind: arrow)",
+    b"\x89PNG": "an image",
+    b"\xff\xd8\xff": "an image",
+    b"GIF8": "an image",
+    b"II*\x00": "an image",
+    b"SQLite format 3\x00": "a database",
+    b"\x7fELF": "a program",
 }
+_MARKS = {b"\xff\xfe\x00\x00": "utf-32", b"\x00\x00\xfe\xff": "utf-32", b"\xff\xfe": "utf-16", b"\xfe\xff": "utf-16"}
+"""Byte order marks, longer ones first."""
 _PEEKED = 1024
 
 
@@ -110,6 +118,9 @@ def check_is_text(file: Any, name: str, encoding: str | None) -> None:
         if start.startswith(magic):
             raise DataError(f"{name}: not text but {what}")
     wide = (encoding or "utf-16").startswith(("utf-16", "utf-32"))  # XML says itself how it is encoded
+    marked = next((name for mark, name in _MARKS.items() if start.startswith(mark)), None)
+    if marked is not None and not wide:
+        raise DataError(f"{name}: not text in {encoding}: its byte order mark is that of {marked}: name that encoding")
     if start.count(0) * 3 > len(start) and not wide:
         raise DataError(f"{name}: not text in {encoding}: it is full of NUL bytes; is its encoding utf-16?")
 

@@ -63,13 +63,12 @@ class Embedder:
 
         A folder of sentence-transformers (every BERT that we export is one) also says how a text's vector is made. The
         folder may also be a run's; then `checkpoint` says which of its models is meant: `best`, `newest`, or a step.
-        Run folders need the packages for training.
 
         Raises ExportError where the folder holds no model, more than one, or no tokenizer; CheckpointError or
         ConfigError for a checkpoint that is not there.
         """
         folder, modules = Path(folder), None
-        if (folder / "config.yaml").is_file():  # `is_run`, which is where packages for training are imported
+        if (folder / "config.yaml").is_file():  # `is_run`, in a module that takes a second to import
             from pretrain.runs.trained import read_model
 
             read, _ = read_model(folder, checkpoint)

@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from pretrain.data.stream import StreamPosition
 from pretrain.errors import CheckpointError, ConfigError
 from pretrain.runtime.collectives import gather_objects
-from pretrain.runtime.files import flush
+from pretrain.runtime.files import flush, share
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -56,7 +56,7 @@ class State:
     """The identity of the prepared corpus that was trained on."""
     versions: dict[str, str]
     best: Best | None
-    """Of the steps that were saved so far; None where nothing was held out."""
+    """Of the steps that were saved so far; None where none was measured."""
 
     def to_json(self) -> str:
         """As state.json has it, a line for each field."""
@@ -141,6 +141,9 @@ def choose_checkpoint(folder: Path, which: str) -> Path:
         best = read_state(newest).best
         if best is None:
             return newest
+        if (problem := incomplete_at(folder, best.step)) is not None:
+            log.warning("the best checkpoint is not there any more (%s): the newest is taken", problem)
+            return newest
         which = str(best.step)
     path = folder / checkpoint_name(int(which))
     if not path.exists():
@@ -159,6 +162,8 @@ def incomplete(path: Path) -> str | None:
     marker = path / "complete.json"
     try:
         checksums: dict[str, str] = dict(json.loads(marker.read_text(encoding="utf-8")))
+        if "state.json" not in checksums:
+            raise ValueError("it names no state.json")
     except FileNotFoundError:
         return f"{path}: cut short: no complete.json"
     except (ValueError, TypeError) as error:
@@ -169,6 +174,11 @@ def incomplete(path: Path) -> str | None:
         if (found := sha256(path / name)) != expected:
             return f"{path / name}: damaged: its SHA-256 is {found[:12]}…, complete.json says {str(expected)[:12]}…"
     return None
+
+
+def incomplete_at(folder: Path, step: int) -> str | None:
+    """As `incomplete`, of the checkpoint of a step."""
+    return incomplete(folder / checkpoint_name(step))
 
 
 def sha256(path: Path) -> str:
@@ -192,6 +202,8 @@ def read_state(path: Path) -> State:
                 f"it holds {found}; this version of pretrain reads {', '.join(sorted(expected))}: another version "
                 "wrote it"
             )
+        if type(values["step"]) is not int:
+            raise ValueError(f"step is {values['step']!r}, not a whole number")
         best = values.pop("best")
         position = StreamPosition.from_json(values.pop("position"))
         return State(**values, position=position, best=None if best is None else Best(**best))
@@ -242,7 +254,7 @@ def save(
 ) -> Path:
     """Writes this rank's part of a checkpoint; all ranks call it together. Returns the checkpoint's folder.
 
-    Every file is written under a temporary name, flushed and read back before the folder gets its real name.
+    The folder has a temporary name until every file in it is written, flushed and read back.
     Where any rank fails, all raise CheckpointError and nothing is left under the real name.
     """
     path = folder / checkpoint_name(state.step)
@@ -284,6 +296,7 @@ def _write_part(
         files[f"carried-{rank}-of-{ranks}.safetensors"] = {f"carried/{rank:05d}": carried.cpu().contiguous()}
     for name, content in files.items():
         save_file(content, folder / name)
+        share(folder / name)
         flush(folder / name)
     return {name: sha256(folder / name) for name in files}
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal
 
+from pretrain.data.corpus import UNKNOWN_WORDS
 from pretrain.models.loss import Losses, exp
 
 States = Literal["carried", "reset"]
@@ -38,6 +39,8 @@ class Evaluation:
     """What was evaluated on; empty for a run's own held-out text."""
     text: str | None = None
     """16 hex digits, equal for the same text in the same tokens; None where that is not known."""
+    unknown_words: float = 0.0
+    """The fraction of the text's words that the vocabulary does not hold."""
 
     @property
     def what(self) -> str:
@@ -49,6 +52,8 @@ class Evaluation:
         """What the figures mean, in words; None where there is nothing to hold them against."""
         parts = [] if self.unigram_loss is None else [_beside_frequencies(self.losses, self.unigram_loss)]
         parts += [_beside_majority(self.losses, name) for name in self.losses.majorities]
+        if parts and self.unknown_words > UNKNOWN_WORDS:
+            parts.append(f"of little meaning: {self.unknown_words:.1%} of the words are not in the vocabulary")
         return "; ".join(parts) or None
 
     def values(self) -> dict[str, Any]:

@@ -55,9 +55,9 @@ class RunFolder:
 
         Raises CheckpointError where another process trains there.
         """
-        self.path.mkdir(parents=True, exist_ok=True)
         deadline = time.monotonic() + LOCK_SECONDS
         while True:
+            self.path.mkdir(parents=True, exist_ok=True)  # another start that failed may have removed it
             with exclusive(self.path / ".lock") as handle:
                 if handle is not None:
                     try:
@@ -73,7 +73,8 @@ class RunFolder:
         """Leaves no folder behind of a start that failed before anything was written."""
         if [entry.name for entry in self.path.iterdir()] == [".lock"]:
             (self.path / ".lock").unlink()
-            self.path.rmdir()
+            with contextlib.suppress(OSError):  # another start is beginning there
+                self.path.rmdir()
 
     def check(self, config: RunConfig, *, extend: bool = False) -> None:
         """Refuses a folder that is no run folder, or holds a run that another config decided; changes nothing.
@@ -104,6 +105,11 @@ class RunFolder:
             differing = [key for key in differing if key not in EXTENDABLE]
         if not differing:
             return
+        if set(differing) <= EXTENDABLE and self._was_extended() and not longer:
+            raise ConfigError(
+                f"{self.path}: the run was extended to {began.schedule.total_steps} steps, and this command has "
+                f"{config.schedule.total_steps}: give the schedule of its config.yaml"
+            )
         lines = [f"{self.path}: {line}" for line in _describe(differing, ours, theirs)]
         if longer and set(differing) <= EXTENDABLE:
             advice = "to train longer, add --extend; docs/training.md says what the learning rate then does"
@@ -111,19 +117,24 @@ class RunFolder:
             advice = "give the run another name, or the options it began with"
         raise ConfigError("\n".join([*lines, f"{self.path}: {advice}"]))
 
+    def _was_extended(self) -> bool:
+        return self.starts_file.exists() and '"schedule":' in self.starts_file.read_text(encoding="utf-8")
+
     def read_config(self) -> RunConfig:
-        """The config that the run began with."""
+        """The config of the run: the one that it began with, but for a schedule that was extended."""
         if not self.config_file.is_file():
             raise ConfigError(f"{self.path}: not a run folder: no config.yaml")
         return load_config(self.config_file)
 
-    def begin(self, config: RunConfig, step: int, *, ranks: int, threads: int, prepared: str, tokenizer: Path) -> None:
-        """Records a start at `step` on the corpus at `prepared`, whose `tokenizer` becomes the run's at its beginning.
+    def begin(
+        self, config: RunConfig, step: int, *, fresh: bool, ranks: int, threads: int, prepared: str, tokenizer: Path
+    ) -> None:
+        """Records a start at `step` on the corpus at `prepared`, whose `tokenizer` becomes that of a `fresh` run.
 
         The metrics of steps that will be trained again are dropped.
         """
         start = {"time": _now(), "step": step, "ranks": ranks, "threads": threads, "versions": versions()}
-        if step == 0:
+        if fresh:
             shutil.rmtree(self.tokenizer, ignore_errors=True)
             shutil.copytree(tokenizer, self.tokenizer)
             write_atomically(self.config_file, dump_config(config.public()))

@@ -18,8 +18,8 @@ from pretrain.runtime.machine import exact_float32
 
 HELD_OUT_ROWS = 16
 """Rows that an ordered family cuts a held-out block into; fixed, so that no number depends on the batch."""
-HELD_OUT_EXAMPLES = 32
-"""Examples of a held-out batch in families that are not ordered."""
+HELD_OUT_EXAMPLES, HELD_OUT_TOKENS = 32, 16_384
+"""Of a held-out batch in families that are not ordered, at most, but one example; fixed, too."""
 
 BatchesOf = Callable[[Any], Sequence[Any]]
 """From a held-out block to its batches."""
@@ -36,7 +36,8 @@ def held_out_batches(
     `maker` is one of `HELD_OUT_ROWS` rows that makes them otherwise than training does.
     """
     family = get_family(folder.config.kind).training
-    rows, size = (HELD_OUT_ROWS, HELD_OUT_ROWS) if family.ordered else (1, HELD_OUT_EXAMPLES)
+    fitting = max(1, HELD_OUT_TOKENS // folder.objective.tokens_per_example)
+    rows, size = (HELD_OUT_ROWS, HELD_OUT_ROWS) if family.ordered else (1, min(HELD_OUT_EXAMPLES, fitting))
     maker = maker or family.build_examples(folder.config, folder.objective, tokenizer, rows)
 
     def batches_of(block_id: BlockId) -> list[Batch]:

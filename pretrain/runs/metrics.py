@@ -17,6 +17,7 @@ from tqdm import tqdm
 
 from pretrain.config.run import RunConfig
 from pretrain.errors import ConfigError
+from pretrain.runtime.files import write_atomically
 
 log = logging.getLogger(__name__)
 
@@ -38,15 +39,15 @@ class Sink(Protocol):
         """Finishes writing."""
 
 
-def open_sinks(config: RunConfig, folder: Path, start: int, stop: int) -> list[Sink]:
-    """Where the metrics of the steps from `start` to `stop` go, on rank 0."""
+def open_sinks(config: RunConfig, folder: Path, start: int, stop: int, *, fresh: bool) -> list[Sink]:
+    """Where the metrics of the steps from `start` to `stop` go, on rank 0; a `fresh` run is a new one in W&B, too."""
     sinks: list[Sink] = [MetricsFile(folder / "metrics.jsonl"), Console(config.name, start, stop)]
     mode = wandb_mode(config)
-    return sinks if mode == "off" else [*sinks, WandbRun(config, folder, mode, fresh=start == 0)]
+    return sinks if mode == "off" else [*sinks, WandbRun(config, folder, mode, fresh=fresh)]
 
 
 def read_metrics(file: Path) -> list[dict[str, Any]]:
-    """The lines of a metrics.jsonl; a last line cut short by a kill is left out."""
+    """The lines of a metrics.jsonl; lines that are no JSON, as one that a kill cut short, are left out."""
     if not file.exists():
         return []
     lines = []
@@ -108,6 +109,9 @@ def wandb_mode(config: RunConfig) -> WandbMode:
 
 def check_wandb(config: RunConfig) -> None:
     """Raises ConfigError where a run is to be watched online and cannot be: before anything else is done."""
+    said = os.environ.get("WANDB_MODE", "")
+    if said and said not in {*WANDB_MODES, "online", "shared"} and config.logging.wandb != "off":
+        raise ConfigError(f"WANDB_MODE is {said!r}: give online, offline or disabled, or unset it")
     if wandb_mode(config) != "online":
         return
     import wandb
@@ -148,7 +152,7 @@ class WandbRun:
         identity = folder / "wandb" / "run_id"
         identity.parent.mkdir(exist_ok=True)
         if fresh or not identity.exists():
-            identity.write_text(secrets.token_hex(4) + "\n", encoding="utf-8")
+            write_atomically(identity, secrets.token_hex(4) + "\n")
         try:
             self._run = wandb.init(
                 project=config.logging.wandb_project,
@@ -159,7 +163,8 @@ class WandbRun:
                 mode="online" if mode == "online" else "offline",
                 dir=str(folder),
                 config=config.public().model_dump(mode="json"),
-                settings=wandb.Settings(silent=True, console="off"),
+                # metadata would hold the command line, and with it the secrets of URLs
+                settings=wandb.Settings(silent=True, console="off", x_disable_meta=True),
             )
         except (wandb.errors.CommError, wandb.errors.UsageError) as error:
             line = (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -4,6 +4,8 @@ from collections.abc import Callable, Sequence
 from datetime import timedelta
 from typing import Any, TypeVar
 
+from pretrain.errors import PretrainError
+
 T = TypeVar("T")
 
 TIMEOUT = timedelta(minutes=30)
@@ -34,8 +36,11 @@ def from_rank_0(make: Callable[[], T]) -> T:
     if dist.get_rank() == 0:
         try:
             made = [(make(), None)]
-        except Exception as error:
+        except PretrainError as error:
             made = [(None, error)]
+        except Exception as error:  # which may be nothing that can be sent
+            dist.broadcast_object_list([(None, RuntimeError(f"rank 0: {error!r}"))], src=0, group=group)
+            raise
     dist.broadcast_object_list(made, src=0, group=group)
     dist.destroy_process_group(group)
     value, problem = made[0]

@@ -31,6 +31,13 @@ def write_atomically(path: Path, content: str | bytes) -> None:
         temporary.unlink(missing_ok=True)
 
 
+def share(path: Path) -> None:
+    """Gives a file the rights that the user gives to new files: some libraries make theirs for the owner alone."""
+    mask = os.umask(0)
+    os.umask(mask)
+    path.chmod(0o666 & ~mask)
+
+
 def flush(path: Path) -> None:
     """Waits until a file, or the entries of a folder, are on the disk."""
     handle = os.open(path, os.O_RDONLY)
@@ -47,7 +54,11 @@ def exclusive(path: Path) -> Iterator[int | None]:
     The lock belongs to the open file: programs that are started with the descriptor, and `adopt` it, hold it too, and
     it is free once the last of them has ended, however that happens.
     """
-    handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+    try:
+        handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+    except FileNotFoundError:  # its folder has just been removed
+        yield None
+        return
     try:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)

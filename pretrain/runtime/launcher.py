@@ -46,7 +46,9 @@ def spawn_ranks(command: Sequence[str], ranks: int, *, inherited: Sequence[int] 
         for process in running:
             process.send_signal(number)
 
-    before = {number: signal.signal(number, forward) for number in (signal.SIGTERM, signal.SIGINT)}
+    may_listen = threading.current_thread() is threading.main_thread()
+    numbers = (signal.SIGTERM, signal.SIGINT) if may_listen else ()
+    before = {number: signal.signal(number, forward) for number in numbers}
     try:
         for rank in range(ranks):
             environment = shared | rank_environment(rank, ranks, port)
@@ -107,7 +109,7 @@ def end_with_launcher() -> None:
 
 
 def end_rank(code: int = 0) -> NoReturn:
-    """Ends the process of a rank whose work is done and well, without taking its interpreter down.
+    """Ends the process of a rank that has finished successfully, without taking its interpreter down.
 
     Threads of process groups outlive `leave_ranks` in some runs, and end the process with SIGABRT when static objects
     are destroyed: a finished run would be reported as a failed one. What Python was asked to do at exit is done.

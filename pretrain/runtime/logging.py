@@ -18,7 +18,7 @@ NOISY = (
 )
 
 
-def set_up_logging(verbose: bool = False) -> None:
+def set_up_logging() -> None:
     """Rank 0 from INFO, the other ranks from WARNING and prefixed with their rank, to stderr."""
     rank, size = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
     prefix = f"[rank {rank}] " if size > 1 and rank > 0 else ""
@@ -27,7 +27,7 @@ def set_up_logging(verbose: bool = False) -> None:
     root = logging.getLogger()
     root.handlers = [handler]
     root.setLevel(logging.WARNING)
-    level = logging.DEBUG if verbose else logging.INFO
+    level = logging.INFO
     logging.getLogger("pretrain").setLevel(level if rank == 0 else logging.WARNING)
 
 

@@ -2,6 +2,7 @@
 
 import contextlib
 import logging
+import os
 import signal
 import threading
 from collections.abc import Iterator
@@ -16,6 +17,7 @@ class StopRequest:
 
     def __init__(self) -> None:
         self.received = False
+        self._process = os.getpid()
 
     @contextlib.contextmanager
     def listen(self) -> Iterator[None]:
@@ -33,11 +35,13 @@ class StopRequest:
 
     def take_over(self) -> None:
         """Puts our handlers in the place of any that a library has set since `listen`."""
-        if threading.current_thread() is threading.main_thread():
+        if threading.current_thread() is threading.main_thread() and not self.received:
             for number in SIGNALS:
                 signal.signal(number, self._note)
 
     def _note(self, number: int, _: object) -> None:
+        if os.getpid() != self._process:
+            return  # a loader's worker, which the terminal's Ctrl-C reaches too: the rank ends it when it is done
         self.received = True
         for one in SIGNALS:
             signal.signal(one, signal.SIG_DFL)

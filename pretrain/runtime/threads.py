@@ -15,25 +15,28 @@ WORTH = 0.9
 def set_threads(wanted: int | Literal["auto"], ranks: int, before: int | None) -> str | None:
     """Sets torch's threads in this rank, one of `ranks` on this host; returns what the log should say, if anything.
 
-    `auto` leaves what `OMP_NUM_THREADS` says, or else takes as many as `before`, the run's last start, since sums may
-    be rounded otherwise with another number; or else tries. All ranks try at once, and take the same number.
+    `auto` leaves what `OMP_NUM_THREADS` says (torchrun says 1 where it starts several ranks), or else takes as many as
+    `before`, the run's last start on as many ranks, since sums may be rounded otherwise with another number; or else
+    tries. All ranks call it together, try at once, and take the same number.
     """
     import torch
 
-    most = max(1, (os.cpu_count() or 1) // ranks)
+    told = wanted != "auto" or "OMP_NUM_THREADS" in os.environ
+    asked = gather_objects((told, max(1, (os.cpu_count() or 1) // ranks)))
+    most = min(number for _, number in asked)
     if wanted != "auto":
         torch.set_num_threads(wanted)
         return None
-    if "OMP_NUM_THREADS" in os.environ:
-        return None
+    if any(one_told for one_told, _ in asked):
+        number = torch.get_num_threads()
+        return None if number == most else f"{_threads(number)} for each rank, as OMP_NUM_THREADS says"
     if before is not None and before <= most:
         torch.set_num_threads(before)
         return f"{_threads(before)} for each rank, as before (compute.threads)" if most > 1 else None
     seconds = {number: 0.0 for number in _candidates(most)}
     if len(seconds) > 1:
         each = TRIAL_SECONDS / len(seconds)
-        found = [{number: _seconds_of_work(number, each) for number in seconds}]
-        for taken in (taken for part in gather_objects(found) for taken in part):
+        for taken in gather_objects({number: _seconds_of_work(number, each) for number in seconds}):
             for number in seconds:
                 seconds[number] += taken[number]
     chosen = choose(seconds)

@@ -33,13 +33,17 @@ def world() -> World | None:
 @contextlib.contextmanager
 def only_rank() -> Iterator[World]:
     """Makes this process a world of one, without a launcher; afterwards it is no rank again, and may train another."""
-    before = dict(os.environ)
-    os.environ |= rank_environment(0, 1, free_port())
+    own = rank_environment(0, 1, free_port())
+    before = {name: os.environ.get(name) for name in own}
+    os.environ |= own
     try:
         yield World(rank=0, local_rank=0, size=1, local_size=1)
     finally:
-        os.environ.clear()
-        os.environ |= before
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
 
 
 def rank_environment(rank: int, ranks: int, port: int) -> dict[str, str]:

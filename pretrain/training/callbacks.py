@@ -59,13 +59,21 @@ class StepEnd(Callback):
     """The steps of one start, from where it resumes to `stop`."""
 
     def __init__(
-        self, config: RunConfig, folder: RunFolder, start: State, *, stop: int, held_out: HeldOut | None
+        self,
+        config: RunConfig,
+        folder: RunFolder,
+        start: State,
+        *,
+        fresh: bool,
+        stop: int,
+        held_out: HeldOut | None,
     ) -> None:
         self._config = config
         self._folder = folder
         self._corpus = start.corpus
         self._position = start.position  # after the last step trained: of this rank's lanes, or of all at the start
         self._best = start.best
+        self._fresh = fresh
         self._stop = stop
         self._held_out = held_out
         self._throughput = Throughput()
@@ -73,16 +81,21 @@ class StepEnd(Callback):
 
     def on_train_start(self, trainer: Trainer, module: Pretraining) -> None:  # type: ignore[override]
         """Rank 0 opens what watches the run. Where there is no step to train, the model is saved as it is."""
-        self._forget_best_of_other_text()
+        self._forget_best_that_does_not_count()
         if trainer.is_global_zero:
-            self._sinks = open_sinks(self._config, self._folder.path, module.step, self._stop)
+            self._sinks = open_sinks(self._config, self._folder.path, module.step, self._stop, fresh=self._fresh)
             checkpoints.link_best(self._folder.checkpoints, self._best)
         if module.step == self._stop:
-            self._save(trainer, module, None)
+            if self._fresh:  # else it is what was resumed from
+                self._save(trainer, module, None)
             trainer.should_stop = True
         self._throughput = Throughput()
 
-    def _forget_best_of_other_text(self) -> None:
+    def _forget_best_that_does_not_count(self) -> None:
+        """One measured on other text, or one that was removed since and whose successor was damaged."""
+        if self._best is not None and checkpoints.incomplete_at(self._folder.checkpoints, self._best.step):
+            log.info("the best step, %d, is not there any more: it is chosen anew", self._best.step)
+            self._best = None
         if self._best is not None and self._held_out is not None and self._best.text != self._held_out.text:
             log.info(
                 "held-out text: %s, before: %s: the best step is chosen anew", self._held_out.text, self._best.text
@@ -177,8 +190,16 @@ class StepEnd(Callback):
 
     def on_train_end(self, trainer: Trainer, module: Pretraining) -> None:  # type: ignore[override]
         """Closes what watches the run."""
+        self._close()
+
+    def on_exception(self, trainer: Trainer, module: Pretraining, exception: BaseException) -> None:  # type: ignore[override]
+        """Closes it also where the run fails: W&B would give the same run to the next one of this process."""
+        self._close()
+
+    def _close(self) -> None:
         for sink in self._sinks:
             sink.close()
+        self._sinks = []
 
 
 def count_ratios(counts: Mapping[str, int]) -> dict[str, float]:

@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -39,7 +40,7 @@ class _Decision:
     """A hash of what decides the result."""
     nonce: str
     threads: int | None
-    """Of the run's last start."""
+    """Of the run's last start, where it was on as many ranks."""
 
 
 def agree_on_start(
@@ -55,7 +56,7 @@ def agree_on_start(
         torch.cuda.set_device(device)  # before anything else touches CUDA
     join_ranks(world.size, device)
     folder = RunFolder(config.folder)
-    decision = from_rank_0(lambda: _decide(config, folder, ready_corpus()))
+    decision = from_rank_0(lambda: _decide(config, folder, ready_corpus(), world.size))
     if device.type == "cpu":
         before = decision.threads if decision.resume else None
         if (line := set_threads(config.compute.threads, world.local_size, before)) is not None:
@@ -73,7 +74,7 @@ def agree_on_start(
     return corpus, decision.resume
 
 
-def _decide(config: RunConfig, folder: RunFolder, corpus: PreparedCorpus) -> _Decision:
+def _decide(config: RunConfig, folder: RunFolder, corpus: PreparedCorpus, ranks: int) -> _Decision:
     resume = find_resume_point(folder.checkpoints)
     if resume is not None and resume.state.corpus != corpus.identity:
         raise CheckpointError(
@@ -92,8 +93,13 @@ def _decide(config: RunConfig, folder: RunFolder, corpus: PreparedCorpus) -> _De
         corpus_identity=corpus.identity,
         options=_hash_options(config),
         nonce=nonce,
-        threads=last.get("threads") if last else None,
+        threads=_threads_of(last) if last and last.get("ranks") == ranks else None,
     )
+
+
+def _threads_of(start: dict[str, Any]) -> int | None:
+    """The threads that a start took by itself."""
+    return start.get("threads") if start.get("how", {}).get("compute", {}).get("threads") == "auto" else None
 
 
 def _see(config: RunConfig, folder: RunFolder, decision: _Decision) -> PreparedCorpus:

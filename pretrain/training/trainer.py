@@ -52,9 +52,11 @@ def run_rank(
         log.info("%s", line)
     held_out = HeldOut(config, module, tokenizer, corpus) if corpus.held_out else None
     if world.rank == 0:
+        extended = describe_extension(config, folder, start.step) if resume else None
         folder.begin(
             config,
             start.step,
+            fresh=resume is None,
             ranks=world.size,
             threads=torch.get_num_threads(),
             prepared=corpus.absolute,
@@ -62,9 +64,11 @@ def run_rank(
         )
         if resume:
             log.info("resuming %s at step %d of %d", folder.path, start.step, config.schedule.total_steps)
+            if extended is not None:
+                log.info("%s", extended)
     callbacks: list[Callback] = [
         Restore(config, resume),
-        StepEnd(config, folder, start, stop=stop, held_out=held_out),
+        StepEnd(config, folder, start, fresh=resume is None, stop=stop, held_out=held_out),
     ]
     loader = build_loader(config, tokenizer, corpus, start.position, world)
     # Lightning begins nothing where there is no step; `StepEnd` then stops it before the first
@@ -73,6 +77,18 @@ def run_rank(
         ignore_known_warnings()
         trainer.fit(module, train_dataloaders=loader)
     return module.step
+
+
+def describe_extension(config: RunConfig, folder: RunFolder, step: int) -> str | None:
+    """What the learning rate does where a run goes on with another schedule; None where it is the same."""
+    began, peak = folder.read_config().schedule, config.optimizer.peak_learning_rate
+    if began == config.schedule:
+        return None
+    before, now = (peak * schedule.factor(at) for schedule, at in ((began, max(0, step - 1)), (config.schedule, step)))
+    return (
+        f"extended from {began.total_steps} to {config.schedule.total_steps} steps: the learning rate was {before:.3e} "
+        f"in the last step, is {now:.3e} in the next one, and follows the {config.schedule.decay} schedule from there"
+    )
 
 
 def _beginning(config: RunConfig, corpus: PreparedCorpus) -> State:

@@ -14,6 +14,7 @@ from pretrain.config.models import BertConfig, ElmoConfig
 from pretrain.config.objectives import BertObjectiveConfig, ElmoObjectiveConfig
 from pretrain.config.problems import EXAMPLES, MOVED
 from pretrain.config.run import RunConfig
+from pretrain.config.secrets import without_secrets
 from pretrain.config.training import AdagradConfig, AdamWConfig, LambConfig
 from pretrain.errors import ConfigError
 from tests.tiny import REPOSITORY
@@ -475,3 +476,21 @@ def test_text_of_ones_own_keeps_its_case_and_its_accents(path: Path) -> None:
 def test_there_are_configs_for_ones_own_text() -> None:
     offered = {f"{path.parent.name}/{path.stem}" for path in CONFIGS if OFFERED.search(path.read_text("utf-8"))}
     assert offered == {"bert/mini", "bert/small", "bert/little", "elmo/little"}
+
+
+@pytest.mark.parametrize(
+    ("url", "stripped"),
+    [
+        ("https://user:p@ss@host/a.txt", "https://host/a.txt"),
+        ("s3://bucket/file-?.txt", "s3://bucket/file-?.txt"),
+        ("https://host/a.txt?id=3&X-Sig=abc", "https://host/a.txt?id=…&X-Sig=…"),
+        ("https://host/a.txt?SECRET", "https://host/a.txt?…"),
+        ("https://host/a.txt;token=SECRET", "https://host/a.txt;token=…"),
+        ("https://host/a.txt#access_token=SECRET", "https://host/a.txt#…"),
+        ("simplecache::https://me:pw@host/a.gz", "simplecache::https://host/a.gz"),
+        ("no url: a@b?c=d", "no url: a@b?c=d"),
+    ],
+)
+def test_secrets_of_urls_are_stripped(url: str, stripped: str) -> None:
+    assert without_secrets({"files": [url]}) == {"files": [stripped]}
+    assert without_secrets(stripped) == stripped

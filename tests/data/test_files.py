@@ -193,3 +193,30 @@ def test_local_files_ask_no_host(tmp_path: Path) -> None:
     )
     assert done.returncode == 0, done.stderr
     assert "a host was asked" not in done.stderr
+
+
+def test_a_file_that_links_lead_to_is_read_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    (tmp_path / "d").mkdir()
+    (tmp_path / "d" / "a.txt").write_text("One.")
+    (tmp_path / "d" / "self").symlink_to(".")
+    (tmp_path / "again.txt").symlink_to("d/a.txt")
+    with caplog.at_level("INFO"):
+        (found,) = list_files(str(tmp_path / "**" / "*.txt"))
+    assert Path(found.path).resolve() == tmp_path / "d" / "a.txt"
+    assert "links to files that it matches anyway are left out" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        ("\ufeffcat".encode("utf-16-le"), "its byte order mark is that of utf-16: name that encoding"),
+        ("\ufeff日本語日本語".encode("utf-16-le"), "its byte order mark is that of utf-16"),
+        ("\ufeffcat".encode("utf-32-le"), "its byte order mark is that of utf-32"),
+        (b"\x89PNG\r\n\x1a\n" + bytes(range(256)), "not text but an image"),
+    ],
+)
+def test_what_is_no_utf_8_is_named(content: bytes, says: str, tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_bytes(content)
+    with pytest.raises(DataError, match=says):
+        for name, file in open_files(str(tmp_path / "a.txt")):
+            list(read_lines(file, name))

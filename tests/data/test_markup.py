@@ -104,7 +104,7 @@ TEI = """<?xml version="1.0" encoding="iso-8859-1"?>
 
 def test_tei_by_paragraphs(tmp_path: Path) -> None:
     found = texts(tmp_path / "a.xml", TEI.encode("latin-1"), kind="xml", document="text", paragraph="p")
-    assert found == ["One & two three. Fourfive\nsix seven\n", "Ärger"]
+    assert found == ["One & two three. Four five\nsix seven\n", "Ärger"]
     utf8 = TEI.encode()  # which it does not declare
     assert texts(tmp_path / "b.xml", utf8, kind="xml", paragraph="p", encoding="utf-8")[1] == "Ärger"
     packed = gzip.compress(utf8)
@@ -153,3 +153,27 @@ def test_xml_is_read_as_a_stream(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="not XML: unclosed token"):
         list(stream)
     assert texts(path, "<text>" + "<b>" * 50_000 + "deep" + "</b>" * 50_000 + "</text>", kind="xml") == ["deep"]
+
+
+@pytest.mark.parametrize(
+    ("inside", "expected"),
+    [
+        ("<head>Title</head><p>One para.</p>", "Title One para."),
+        ("<item>A</item><item>B</item>", "A B"),
+        ("<s><w>Hello</w><w>world</w></s>", "Hello world"),
+        ("un<hi>believ</hi>able", "unbelievable"),
+    ],
+)
+def test_text_of_neighbouring_elements_is_apart(inside: str, expected: str, tmp_path: Path) -> None:
+    (found,) = texts(tmp_path / "a.xml", f"<doc>{inside}</doc>", kind="xml", document="doc")
+    assert " ".join(found.split()) == expected
+
+
+def test_an_xml_file_that_lacks_what_is_asked_for_is_named(tmp_path: Path) -> None:
+    said = problem(tmp_path / "a.xml", "<doc><q>One.</q></doc>", kind="xml", document="doc", paragraph="p")
+    assert said == "a.xml: no element 'p'; there are doc, q"
+    for declared in ("Shift_JIS", "foo-8"):
+        said = problem(
+            tmp_path / "a.xml", f'<?xml version="1.0" encoding="{declared}"?><doc/>', kind="xml", document="doc"
+        )
+        assert said.startswith("a.xml: its declared encoding cannot be read") and said.endswith("source's `encoding`")

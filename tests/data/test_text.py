@@ -79,7 +79,7 @@ def test_what_cannot_be_decoded_is_told_with_line_and_byte() -> None:
         (b"%PDF-1.7 ...", "not text but a PDF"),
         (b"PAR1....", "not text but a Parquet file (kind: parquet)"),
         (b"some\0\0\0\0\0\0", "not text in utf-8: it is full of NUL bytes; is its encoding utf-16?"),
-        ("one\n".encode("utf-16"), "not text in utf-8: it is full of NUL bytes; is its encoding utf-16?"),
+        ("one\n".encode("utf-16"), "not text in utf-8: its byte order mark is that of utf-16: name that encoding"),
     ],
 )
 def test_what_is_no_text_is_told(content: bytes, message: str) -> None:

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -235,3 +236,23 @@ def test_the_marker_covers_every_other_file(tmp_path: Path) -> None:
     path = write(tmp_path, 1)
     marked = json.loads((path / "complete.json").read_text(encoding="utf-8"))
     assert sorted([*marked, "complete.json"]) == sorted(file.name for file in path.iterdir())
+
+
+def test_a_best_that_is_gone_is_passed_over(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """It was removed for a better one, which was damaged since."""
+    write(tmp_path, 1)
+    content = {"weight/a": torch.zeros(3)}
+    newest = checkpoints.save(tmp_path, some_state(3, Best(2, 0.5, "text")), content, None, rank=0, ranks=1)
+    assert checkpoints.choose_checkpoint(tmp_path, "best") == newest
+    assert "the best checkpoint is not there any more" in caplog.text
+
+
+def test_others_may_read_what_the_user_lets_them(tmp_path: Path) -> None:
+    before = os.umask(0o022)
+    try:
+        path = write(tmp_path, 1)
+    finally:
+        os.umask(before)
+    assert {file.name: file.stat().st_mode & 0o777 for file in path.iterdir()} == {
+        "tensors-0-of-1.safetensors": 0o644, "state.json": 0o644, "complete.json": 0o644,
+    }  # fmt: skip

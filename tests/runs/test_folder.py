@@ -33,7 +33,7 @@ def begun(config: RunConfig, step: int = 0, prepared: str = "s3://somewhere/prep
     tokenizer.mkdir(exist_ok=True)
     (tokenizer / "vocab.txt").write_text("[UNK]\n")
     folder.path.mkdir(exist_ok=True)
-    folder.begin(config, step, ranks=2, threads=1, prepared=prepared, tokenizer=tokenizer)
+    folder.begin(config, step, fresh=step == 0, ranks=2, threads=1, prepared=prepared, tokenizer=tokenizer)
     return folder
 
 
@@ -121,6 +121,8 @@ def test_a_longer_schedule_has_to_be_asked_for(configure: Configure) -> None:
     assert start is not None and start["schedule"]["was"]["total_steps"] == 100
     assert start["schedule"]["is"]["total_steps"] == 300
     folder.check(longer)  # from now on it is the run's own
+    with pytest.raises(ConfigError, match="the run was extended to 300 steps, and this command has 100: give the"):
+        folder.check(began)
 
 
 def test_secrets_of_urls_stay_where_they_are(configure: Configure) -> None:

@@ -75,3 +75,10 @@ def test_a_server_that_does_not_answer_is_one_line(
         with pytest.raises(ConfigError, match=r"does not answer \(.*timed out\)") as error:
             check_wandb(config("online"))
     assert "\n" not in str(error.value)
+
+
+def test_a_mode_that_wandb_does_not_know_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WANDB_MODE", "junk")
+    with pytest.raises(ConfigError, match=r"^WANDB_MODE is 'junk': give online, offline or disabled, or unset it$"):
+        check_wandb(config("offline"))
+    check_wandb(config("off"))

@@ -28,6 +28,24 @@ def test_handlers_of_libraries_are_replaced() -> None:
         assert request.received
 
 
+def test_what_was_received_stays_received() -> None:
+    """A library may take the signals over after the first one came: the second one still ends the process."""
+    request = StopRequest()
+    with request.listen():
+        os.kill(os.getpid(), signal.SIGINT)
+        request.take_over()
+        assert signal.getsignal(signal.SIGINT) == signal.SIG_DFL
+
+
+def test_a_forked_worker_notes_nothing() -> None:
+    request = StopRequest()
+    with request.listen():
+        if (child := os.fork()) == 0:
+            os.kill(os.getpid(), signal.SIGINT)
+            os._exit(int(request.received))
+        assert os.waitpid(child, 0)[1] == 0
+
+
 def test_other_threads_change_nothing() -> None:
     before, found = signal.getsignal(signal.SIGTERM), []
 

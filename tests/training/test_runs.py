@@ -1,5 +1,6 @@
 """Real starts in one process: what they write, when they measure and save, where they begin and end."""
 
+import json
 import logging
 import math
 import os
@@ -16,7 +17,7 @@ from pretrain.errors import CheckpointError, ConfigError, DataError, TrainingErr
 from pretrain.evaluate import evaluate
 from pretrain.export import export
 from pretrain.models import get_family
-from pretrain.runs.checkpoints import find_newest, read_state, steps_in
+from pretrain.runs.checkpoints import find_newest, read_state, sha256, steps_in
 from pretrain.runs.folder import RunFolder
 from pretrain.runs.held_out import evaluate_model
 from pretrain.runs.trained import read_model, read_tokenizer
@@ -187,7 +188,8 @@ def test_a_run_starts_from_a_model_folder(family: str, corpus: Path, tmp_path: P
     model = export(first.folder, tmp_path / "model")
     text = write_corpus(tmp_path / "more.txt", 120, seed=8)
     more = [f"model.initialize_from={model}", "name=second"]
-    second = settle(tiny_config(family, text, tmp_path, *ONE, *more))
+    second = tiny_config(family, text, tmp_path, *ONE, *more)
+    second = settle(second, RunFolder(second.folder))
     corpus_of_second = ensure_prepared(second, get_family(family))
     tokenizer = read_tokenizer(second, corpus_of_second.fetch_tokenizer())
     theirs, _ = read_model(model)
@@ -336,3 +338,39 @@ def test_a_moved_tree_is_evaluated_and_exported(corpus: Path, tmp_path: Path) ->
     moved = tmp_path / "moved" / config.name
     assert evaluate(moved).losses.loss == pytest.approx(expected)
     export(moved, tmp_path / "model")
+
+
+def test_stopping_at_once_leaves_what_was_saved(corpus: Path, tmp_path: Path) -> None:
+    """A complete checkpoint is never put aside for the same step's."""
+    config = tiny_config("bert", corpus, tmp_path, *ONE, "schedule.total_steps=4")
+    train(config, stop_after=2)
+    (saved,) = steps_in(config.folder / "checkpoints").values()
+    before = {path: path.stat().st_ino for path in saved.iterdir()}
+    assert train(config, stop_after=0) == Ended(config.folder)
+    assert {path: path.stat().st_ino for path in saved.iterdir()} == before
+
+
+def test_a_best_step_that_is_gone_is_chosen_anew(corpus: Path, tmp_path: Path) -> None:
+    config = tiny_config("bert", corpus, tmp_path, *ONE, "schedule.total_steps=4")
+    train(config, stop_after=2)
+    newest = find_newest(config.folder / "checkpoints")
+    assert newest is not None
+    text = (newest / "state.json").read_text()
+    (newest / "state.json").write_text(text.replace('"best": {"step": 2', '"best": {"step": 1'))
+    marker = json.loads((newest / "complete.json").read_text())
+    marker["state.json"] = sha256(newest / "state.json")
+    (newest / "complete.json").write_text(json.dumps(marker))
+    train(config)
+    best = read_state(config.folder / "checkpoints" / "step-00000004").best
+    assert best is not None and best.step == 4
+
+
+def test_a_continued_run_needs_the_model_that_it_began_with_no_more(corpus: Path, tmp_path: Path) -> None:
+    first = tiny_config("elmo", corpus, tmp_path, *ONE, "name=first", "schedule.total_steps=1")
+    train(first)
+    model = export(first.folder, tmp_path / "model")
+    config = tiny_config("elmo", corpus, tmp_path, *ONE, f"model.initialize_from={model}", "schedule.total_steps=4")
+    train(config, stop_after=2)
+    shutil.rmtree(model)
+    train(config)
+    assert [line["step"] for line in metrics(config)] == [1, 2, 3, 4]

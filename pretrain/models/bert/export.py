@@ -24,6 +24,7 @@ from pretrain.models.bert.tokens import WordPieceTokenizer
 from pretrain.models.bert.weights import DECODER, WORDS, Weights, check_encoder, published_name, read_weights
 from pretrain.models.family import ModelFolder, differing_options
 from pretrain.models.published_files import read_json
+from pretrain.runtime.files import share
 
 BY_WORD = ("encoder.embeddings.words.weight", "masked_words.decoder.bias")
 """Our parameters with a row for every word, and more of them to fill a multiple; published files have none of those."""
@@ -66,6 +67,7 @@ def write(folder: Path, model_folder: ModelFolder) -> None:
         for name, p in model.named_parameters()
     }
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    share(folder / "model.safetensors")
     tokenizer.save(folder, max_positions=config.max_positions)
     files = {
         **SENTENCE_TRANSFORMERS,
