@@ -166,6 +166,8 @@ class RunConfig(Section):
 
 RESULT_SECTIONS = ("seed", "precision", "tokenizer", "model", "objective", "optimizer", "schedule")
 """What decides the result, beside `data` (but for its workers and folder) and `batch.global_size`."""
+EXTENDABLE = {f"schedule.{option}" for option in ("total_steps", "decay", "final_share", "power", "decay_share")}
+"""What of it a longer run may change."""
 RUNTIME_SECTIONS = ("deterministic", "compute", "sharding", "checkpoint", "evaluation", "logging")
 """What only decides how a run is carried out, beside `batch.micro_size` and `data.workers`."""
 

@@ -111,8 +111,8 @@ def _layout_problem(counts: Mapping[str, int]) -> str | None:
     """What makes pairs of sentences worthless; None where nothing does."""
     if counts["documents"] == 1:
         return (
-            "a single document: there is no other to draw random next sentences from, so that a BERT learns nothing "
-            "from pairs (objective.next_sentence=false leaves them out); an empty line ends a document"
+            "a single document: there is no other to draw random next sentences from, so that next-sentence prediction "
+            "learns nothing (objective.next_sentence=false leaves it out); an empty line ends a document"
         )
     if counts["documents"] == counts["sentences"]:
         return (

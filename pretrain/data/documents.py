@@ -61,7 +61,7 @@ def read_documents(
 ) -> Iterator[Document]:
     """The documents of a source whose text `keep` accepts, empty ones left out.
 
-    Records without text have no number; they are counted in `skipped`.
+    Records without text have no number; they and the empty ones are counted in `skipped`.
     """
     split = sentence_splitter(language)
     for number, text in enumerate(read_source(source, skipped)):

@@ -45,7 +45,8 @@ def describe_skipped(skipped: Skipped) -> str:
 def read_source(source: Source, skipped: Skipped | None = None) -> Iterator[str]:
     """The texts of a source's documents, in a fixed order; raises DataError naming the file and what is wrong.
 
-    A record whose field is null or missing has no text: it is counted in `skipped`.
+    A record whose field is null or missing has no text: it is counted in `skipped`. One whose text is empty is counted
+    too, and given as it is: it has a place in the order.
     """
     skipped = Counter() if skipped is None else skipped
     match source:
@@ -242,4 +243,6 @@ def _texts(values: list[object], field: str, where: str, skipped: Skipped) -> It
         elif not isinstance(value, str):
             raise DataError(f"{where}: field {field!r} is {type(value).__name__}, not text")
         else:
+            if not value.strip():
+                skipped["empty"] += 1
             yield value

@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from pretrain.config.load import dump_config, load_config
-from pretrain.config.run import RunConfig
+from pretrain.config.run import EXTENDABLE, RunConfig
 from pretrain.errors import CheckpointError, ConfigError
 from pretrain.runs.checkpoints import steps_in
 from pretrain.runs.metrics import read_metrics
@@ -32,8 +32,6 @@ from pretrain.runtime.files import exclusive, write_atomically
 LOCK_SECONDS = 3.0
 """How long a start waits for the ranks of a killed one to be gone: they look for their launcher twice a second."""
 SOURCES = "data.sources."
-EXTENDABLE = {f"schedule.{option}" for option in ("total_steps", "decay", "final_share", "power", "decay_share")}
-"""The options that a longer run may change."""
 
 
 class RunFolder:

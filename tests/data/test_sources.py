@@ -217,7 +217,7 @@ def test_csv_and_tsv(tmp_path: Path) -> None:
     csv.write_bytes('\ufeffid,text\r\n1,"one, ""two""\r\nthree"\r\n\r\n2,\n3\n4,v\u00e9\r\n'.encode())
     skipped: Counter[str] = Counter()
     assert list(read_source(source(kind="csv", files=str(csv)), skipped)) == ['one, "two"\nthree', "", "vé"]
-    assert skipped == {"missing": 1}
+    assert skipped == {"missing": 1, "empty": 1}
     tsv.write_bytes('text\tid\n"Hello," she said.\t1\n\u2028x\t2\n'.encode())
     assert texts(kind="tsv", files=str(tsv)) == ['"Hello," she said.', "\u2028x"]
     tsv.write_bytes("text\n".encode("latin-1") + "Þórr".encode("latin-1"))
