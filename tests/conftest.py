@@ -1,6 +1,7 @@
 """What every test shares: an offline environment, a small corpus, and real corpora and fixtures where they are."""
 
 import os
+import signal
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,6 +12,8 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["WANDB_MODE"] = "offline"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # tiny models; threads that wait for each other make a busy machine crawl
+
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell ignores it in its background jobs, and so would ours
 
 REPOSITORY = Path(__file__).parents[1]
 SHARED = Path(os.environ.get("PRETRAIN_SHARED_DATA", REPOSITORY.parent / "shared" / "data"))
