@@ -195,7 +195,7 @@ class TimedModel:
         self._objective: Objective = baseline.objective
         self._device = device
         self._scale = family.gradient_scale(config.objective)
-        self._optimizer = build_optimizer(config.optimizer, self._model, family.no_decay)
+        self._optimizer = build_optimizer(config.optimizer, self._model, family.no_decay, family.hidden_matrices)
         self._carried: dict[int, Tensor | None] = {}
         self._step = 0
         memory.start()
