@@ -110,7 +110,7 @@ def scaled_orthogonal(tensor: Tensor, side_by_side: int) -> Tensor:
     rows, columns = tensor.shape[-2], tensor.shape[-1] // side_by_side
     matrices = tensor.view(-1, rows, side_by_side, columns).transpose(1, 2)
     update = orthogonal(matrices) * (SIZE_OF_ADAMW * math.sqrt(max(rows, columns)))
-    return update.transpose(1, 2).reshape(tensor.shape)
+    return update.transpose(1, 2).reshape(tensor.shape).contiguous()  # to be sent, and cut into parts
 
 
 def orthogonal(matrices: Tensor) -> Tensor:

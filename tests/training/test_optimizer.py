@@ -12,7 +12,7 @@ from pretrain.config.training import AdagradConfig, AdamWConfig, LambConfig, Muo
 from pretrain.models import get_family
 from pretrain.train import train
 from pretrain.training.adam import Lamb
-from pretrain.training.muon import orthogonal, scaled_orthogonal
+from pretrain.training.muon import Muon, orthogonal, scaled_orthogonal
 from pretrain.training.optimizer import STATES, build_optimizer, empty_states, update_kind
 from pretrain.training.partitions import ParameterPart
 from tests.tiny import metrics, tiny_config
@@ -147,6 +147,31 @@ def test_lamb_of_partitions_is_lamb_of_parameters() -> None:
         partitioned.step()
     for parameter, where in zip(decayed, slices, strict=True):
         torch.testing.assert_close(flat[where], parameter.flatten(), rtol=1e-14, atol=1e-14)
+
+
+def test_muon_of_partitions_is_muon_of_parameters() -> None:
+    """One rank holds everything here, in another order; what is between and after the parameters is left alone."""
+    model, config = small_model(), CONFIGS["muon"]
+    optimizer = small_optimizer(config, model)
+    held = [model.get_parameter(name) for name in ("stack.gates", "nothing.weight", "dense.weight")]
+    padding = torch.full((2,), math.nan, dtype=torch.float64)
+    flat = nn.Parameter(torch.cat([part for p in held for part in (p.detach().flatten(), padding)]))
+    group = next(group for group in optimizer.param_groups if group["matrices"]) | {"params": [flat]}
+    side_by_side = {model.get_parameter(name): count for name, count in HIDDEN.items()}
+    partitioned = Muon([group], matrices=side_by_side, **optimizer.defaults)
+    parts, start = [], 0
+    for p in held:
+        parts.append(ParameterPart(p, p.shape, slice(start, start + p.numel()), 0))
+        start += p.numel() + len(padding)
+    partitioned.set_partitions({flat: parts})
+    for rate, gradient in zip(RATES, gradients(model), strict=True):
+        update(model, optimizer, gradient, rate)
+        flat.grad = torch.cat([part for p in held for part in (p.grad.flatten(), padding)])  # type: ignore[union-attr]
+        partitioned.param_groups[0]["lr"] = rate
+        partitioned.step()
+    for part in parts:
+        torch.testing.assert_close(flat[part.where], part.parameter.flatten(), rtol=1e-12, atol=1e-14)
+    assert flat.isnan().sum() == len(padding) * len(held)
 
 
 @pytest.mark.parametrize("kind", ["lamb", "muon"])
