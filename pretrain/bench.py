@@ -14,7 +14,7 @@ from itertools import islice
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from pretrain.config.run import RunConfig
 from pretrain.data.loader import MicroBatch, StepLoader
@@ -23,7 +23,7 @@ from pretrain.data.stream import StreamPosition
 from pretrain.data.tokenizer import settle_tokenizer
 from pretrain.models import get_family
 from pretrain.models.baselines import Baseline, Part, Tensors, UnavailableBaseline, Work
-from pretrain.models.family import ModelFolder
+from pretrain.models.family import FamilyTraining, ModelFolder
 from pretrain.models.loss import Objective
 from pretrain.runs.folder import versions
 from pretrain.runs.trained import build_initial_model, read_tokenizer, select_backends
@@ -137,6 +137,8 @@ def bench(config: RunConfig, steps: int, *, compiled: bool = False) -> Bench:
     backends = select_backends(config, model, device)
     ours = ModelFolder(model, tokenizer, config.model, config.objective)
     baselines, parts = family.baselines.build(ours, compiled=compiled), family.baselines.parts(model)
+    if config.optimizer.kind == "muon":
+        baselines = [without_other_matrices(baseline, model, family.training) for baseline in baselines]
     present = [baseline for baseline in baselines if isinstance(baseline, Baseline)]
     objective = family.training.build_objective(config.objective, tokenizer)
     first = Baseline(OURS, model, objective, {part.name: part.ours for part in parts})
@@ -180,6 +182,21 @@ def bench(config: RunConfig, steps: int, *, compiled: bool = False) -> Bench:
     )
 
 
+def without_other_matrices(
+    baseline: Baseline | UnavailableBaseline, ours: nn.Module, training: FamilyTraining
+) -> Baseline | UnavailableBaseline:
+    """A baseline, unless Muon would find other hidden matrices in it than in our model: it goes by our names."""
+    if isinstance(baseline, UnavailableBaseline):
+        return baseline
+    counts = [
+        sum(parameter.numel() for name, parameter in model.named_parameters() if training.hidden_matrices(name))
+        for model in (ours, baseline.model)
+    ]
+    if counts[0] == counts[1]:
+        return baseline
+    return UnavailableBaseline(baseline.name, "optimizer.kind is muon, which knows hidden matrices by our names alone")
+
+
 class TimedModel:
     """A model in training, warmed up: timed step by step, on the same batches as the others."""
 
@@ -195,7 +212,7 @@ class TimedModel:
         self._objective: Objective = baseline.objective
         self._device = device
         self._scale = family.gradient_scale(config.objective)
-        self._optimizer = build_optimizer(config.optimizer, self._model, family.no_decay)
+        self._optimizer = build_optimizer(config.optimizer, self._model, family.no_decay, family.hidden_matrices)
         self._carried: dict[int, Tensor | None] = {}
         self._step = 0
         memory.start()

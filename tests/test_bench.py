@@ -71,6 +71,16 @@ def test_ours_and_the_peers_do_the_same_work(measured: tuple[RunConfig, Bench]) 
         torch.testing.assert_close(losses, ours, rtol=2e-4, atol=1e-5)
 
 
+def test_muon_leaves_out_baselines_whose_matrices_it_does_not_know(corpus: Path, tmp_path: Path) -> None:
+    """They would be trained with AdamW alone, and not do the same work."""
+    result = bench(tiny_config("bert", corpus, tmp_path, "optimizer={kind: muon, peak_learning_rate: 1e-3}"), 1)
+    assert result.losses.keys() == {OURS}
+    assert "no baseline: transformers" in "\n".join(result.lines())
+    assert {baseline.reason for baseline in result.unavailable} == {
+        "optimizer.kind is muon, which knows hidden matrices by our names alone"
+    }
+
+
 def test_numbers_follow_from_each_other(measured: tuple[RunConfig, Bench]) -> None:
     config, result = measured
     values = json.loads(json.dumps(result.values()))

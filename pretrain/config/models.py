@@ -128,6 +128,13 @@ class ElmoConfig(Section):
         return sum(self.token_parts.values()) + 2 * self.num_layers * cell
 
     @property
+    def hidden_matrix_parameters(self) -> int:
+        """Of all parameters, those of hidden matrices: highways, projections, and the LSTM's weights."""
+        width = sum(number for _, number in self.filters)
+        layer = 2 * self.projection_size * 4 * self.cell_size + self.cell_size * self.projection_size
+        return 2 * self.num_highways * width**2 + width * self.projection_size + 2 * self.num_layers * layer
+
+    @property
     def flops_by_part(self) -> dict[str, float]:
         """Training FLOPs (forward and backward) per word position, both directions, full convolutions."""
         width = sum(number for _, number in self.filters)
@@ -191,6 +198,12 @@ class BertConfig(Section):
         embeddings = (vocabulary_size + self.max_positions + 2) * h + 2 * h
         layer = 4 * (h * h + h) + (h * i + i) + (i * h + h) + 4 * h
         return embeddings + self.num_layers * layer
+
+    @property
+    def hidden_matrix_parameters(self) -> int:
+        """Of all parameters, those of hidden matrices: the layers', and the masked-word head's transform."""
+        h, i = self.hidden_size, self.intermediate_size
+        return self.num_layers * (4 * h * h + 2 * h * i) + h * h
 
 
 ModelConfig = Annotated[ElmoConfig | BertConfig, Field(discriminator="kind")]

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from pretrain.config.models import WordsConfig
 from pretrain.config.run import RunConfig
 
-BYTES_PER_PARAMETER = {"adamw": 8, "lamb": 8, "adagrad": 4}
-"""Float32 optimizer states."""
+BYTES_PER_PARAMETER = {"adamw": 8, "lamb": 8, "muon": 4, "adagrad": 4}
+"""Float32 optimizer states; Muon's are those of hidden matrices, and the rest has AdamW's."""
 
 
 @dataclass(frozen=True)
@@ -136,12 +136,17 @@ def _passes(config: RunConfig, total_tokens: int, prepared: Prepared) -> dict[st
 
 def _memory(config: RunConfig, parameters: int, ranks: int, stage: int) -> int:
     """Bytes per rank: weights, gradients and optimizer states, all float32 in either precision."""
-    per_parameter = (
-        4 / (ranks if stage >= 3 else 1)
-        + 4 / (ranks if stage >= 2 else 1)
-        + BYTES_PER_PARAMETER[config.optimizer.kind] / (ranks if stage >= 1 else 1)
-    )
-    return round(parameters * per_parameter)
+    per_parameter = 4 / (ranks if stage >= 3 else 1) + 4 / (ranks if stage >= 2 else 1)
+    return round(parameters * per_parameter + _state_bytes(config, parameters) / (ranks if stage >= 1 else 1))
+
+
+def _state_bytes(config: RunConfig, parameters: int) -> int:
+    """Bytes of the optimizer's states, over all ranks where they are sharded."""
+    kind = config.optimizer.kind
+    if kind != "muon":
+        return parameters * BYTES_PER_PARAMETER[kind]
+    matrices = config.model.hidden_matrix_parameters
+    return matrices * BYTES_PER_PARAMETER["muon"] + (parameters - matrices) * BYTES_PER_PARAMETER["adamw"]
 
 
 def size(number: float) -> str:

@@ -20,7 +20,7 @@ class BatchConfig(Section):
 
 
 class AnyAdamConfig(Section):
-    """What AdamW and LAMB have in common."""
+    """What AdamW, LAMB and Muon have in common."""
 
     peak_learning_rate: Annotated[float, Field(gt=0)]
     """Learning rate after the warm-up."""
@@ -65,6 +65,20 @@ class LambConfig(AnyAdamConfig):
         return self
 
 
+class MuonConfig(AnyAdamConfig):
+    """Muon (Jordan et al. 2024) for hidden matrices, AdamW for embeddings, softmax, biases and all the rest.
+
+    The update of a hidden matrix is its momentum with all singular values near 1, scaled to the size of AdamW's (Liu et
+    al. 2025), so that AdamW's learning rates and weight decay fit. Betas, epsilon and bias correction are AdamW's.
+    """
+
+    kind: Literal["muon"]
+    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.95
+    """Hidden matrices: decay of the gradient's running mean, in which Nesterov's method looks one step ahead."""
+    matrix_learning_rate: Annotated[float, Field(gt=0)] | None = None
+    """Hidden matrices: learning rate after the warm-up; `null`: `peak_learning_rate`."""
+
+
 class AdagradConfig(Section):
     """Adagrad as the original ELMo used it: no epsilon, accumulators start above zero."""
 
@@ -77,7 +91,7 @@ class AdagradConfig(Section):
     """Largest global gradient norm; 0 means no clipping."""
 
 
-OptimizerConfig = Annotated[AdamWConfig | LambConfig | AdagradConfig, Field(discriminator="kind")]
+OptimizerConfig = Annotated[AdamWConfig | LambConfig | MuonConfig | AdagradConfig, Field(discriminator="kind")]
 
 
 class ScheduleConfig(Section):

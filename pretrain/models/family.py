@@ -131,6 +131,9 @@ class FamilyTraining:
     """What the loss is multiplied by before its gradient is taken, by the objective config."""
     no_decay: Callable[[str], bool]
     """Whether the parameter of this name is exempt from weight decay."""
+    hidden_matrices: Callable[[str], int]
+    """How many hidden matrices lie side by side in the parameter of this name, [..., rows, all their columns]; 0 where
+    it is none."""
     build_sentences: Callable[..., SentenceMaker] | None = None
     """(model config, objective config, tokenizer, rows, reset=…) -> maker for held-out text, of which each sentence
     starts from zero state if `reset`; None for families that do not predict every word, and carry no state."""

@@ -78,6 +78,29 @@ def sum_over_ranks(values: Any) -> Any:
     return values
 
 
+def rank_and_ranks() -> tuple[int, int]:
+    """This process's rank, and how many there are."""
+    import torch.distributed as dist
+
+    return (dist.get_rank(), dist.get_world_size()) if _several() else (0, 1)
+
+
+def sum_on_rank(values: Any, rank: int) -> None:
+    """A tensor summed over all ranks, in place on one of them; what the others are left with means nothing."""
+    import torch.distributed as dist
+
+    if _several():
+        dist.reduce(values, dst=rank)
+
+
+def broadcast(values: Any, rank: int) -> None:
+    """A tensor of one rank on every rank, in place."""
+    import torch.distributed as dist
+
+    if _several():
+        dist.broadcast(values, src=rank)
+
+
 class HostSums:
     """Sums of integers over all ranks, on the hosts: nobody waits for an accelerator. Made by all ranks together."""
 

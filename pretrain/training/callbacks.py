@@ -103,12 +103,9 @@ class StepEnd(Callback):
             self._best = None
 
     def on_train_batch_start(self, trainer: Trainer, module: Pretraining, batch: MicroBatch, batch_idx: int) -> None:  # type: ignore[override]
-        """The learning rate is a pure function of the step."""
+        """Learning rates are pure functions of the step."""
         for group in trainer.optimizers[0].param_groups:
-            group["lr"] = self._learning_rate(module.step)
-
-    def _learning_rate(self, step: int) -> float:
-        return self._config.optimizer.peak_learning_rate * self._config.schedule.factor(step)
+            group["lr"] = group["peak_lr"] * self._config.schedule.factor(module.step)
 
     def on_train_batch_end(  # type: ignore[override]
         self, trainer: Trainer, module: Pretraining, outputs: Any, batch: MicroBatch, batch_idx: int
@@ -148,7 +145,7 @@ class StepEnd(Callback):
         check_finite(module.step, "the norm of the gradient", 0.0 if norm is None else norm)
         line: dict[str, Any] = {"step": module.step, "loss": loss} | losses.metrics
         line |= {
-            "learning_rate": self._learning_rate(module.step - 1),
+            "learning_rate": self._config.optimizer.peak_learning_rate * self._config.schedule.factor(module.step - 1),
             "gradient_norm": norm,
             "tokens_per_second": self._throughput.read(),
             "tokens": module.counts["tokens"],

@@ -119,7 +119,8 @@ class Pretraining(LightningModule):
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         """The optimizer; its learning rate is set from the step, not by a scheduler."""
-        return build_optimizer(self.config.optimizer, self.model, self.family.training.no_decay)
+        training = self.family.training
+        return build_optimizer(self.config.optimizer, self.model, training.no_decay, training.hidden_matrices)
 
 
 class ElmoPretraining(Pretraining):

@@ -10,7 +10,8 @@ from torch.nn import functional as F
 
 from pretrain.config.training import OptimizerConfig
 from pretrain.runs.checkpoints import Tensors, read_state
-from pretrain.training.optimizer import STATES, empty_states
+from pretrain.training.optimizer import STATES, empty_states, update_kind
+from pretrain.training.partitions import partitions
 
 
 def begin(model: nn.Module, optimizer: Any, config: OptimizerConfig, *, zero_stage: int) -> None:
@@ -20,7 +21,8 @@ def begin(model: nn.Module, optimizer: Any, config: OptimizerConfig, *, zero_sta
         return
     for parameter in model.parameters():
         if parameter.requires_grad:
-            optimizer.state[parameter] = empty_states(config, parameter, 0)
+            kind = update_kind(config, optimizer, parameter)
+            optimizer.state[parameter] = empty_states(config, kind, parameter, 0)
 
 
 def collect(
@@ -31,7 +33,8 @@ def collect(
         _link_states(optimizer)
     kept: dict[str, Tensor] = {}
     for i, (name, parameter) in enumerate(model.named_parameters()):
-        for key, tensor in _whole(parameter, optimizer, STATES[config.kind], zero_stage):
+        keys = STATES[update_kind(config, optimizer, parameter)]
+        for key, tensor in _whole(parameter, optimizer, keys, zero_stage):
             if i % ranks == rank:
                 kept[f"{key}/{name}"] = tensor.detach().to("cpu", torch.float32).contiguous().clone()
     return kept
@@ -60,23 +63,24 @@ def restore(path: Path, model: nn.Module, optimizer: Any, config: OptimizerConfi
     if zero_stage > 0:
         _make_zero_states(optimizer, config, zero_stage, step)
     for name, parameter in model.named_parameters():
-        values = {key: tensors.get(f"{key}/{name}") for key in ("weight", *STATES[config.kind])}
+        kind = update_kind(config, optimizer, parameter)
+        values = {key: tensors.get(f"{key}/{name}") for key in ("weight", *STATES[kind])}
         if zero_stage == 3:
             _set_sharded(parameter, values)
         elif zero_stage > 0:
             _set_flat(parameter, values)
         else:
             parameter.data.copy_(values.pop("weight"))
-            optimizer.state[parameter] = empty_states(config, parameter, step)
+            optimizer.state[parameter] = empty_states(config, kind, parameter, step)
             for key, value in values.items():
                 optimizer.state[parameter][key].copy_(value)
 
 
 def _make_zero_states(zero: Any, config: OptimizerConfig, zero_stage: int, step: int) -> None:
     """ZeRO makes the states in its first step; they must exist, and be linked to the parameters, to be set."""
-    flat_parameters = zero.fp32_partitioned_groups_flat if zero_stage == 3 else zero.single_partition_of_fp32_groups
-    for flat in flat_parameters:
-        zero.optimizer.state[flat] = empty_states(config, flat, step)
+    for flat, parts in partitions(zero, zero_stage).items():
+        kind = update_kind(config, zero, parts[0].parameter)  # one for all of a group
+        zero.optimizer.state[flat] = empty_states(config, kind, flat, step)
     if zero_stage < 3:
         _link_states(zero)
 

@@ -136,6 +136,11 @@ def test_derived_numbers_of_a_run() -> None:
     assert plan.memory == {0: 16 * plan.parameters, 1: 12 * plan.parameters, 2: 10 * plan.parameters} | {
         3: 8 * plan.parameters
     }
+    muon = plan_run(
+        load_config("configs/bert/demo.yaml", [*FIXED, "optimizer={kind: muon, peak_learning_rate: 1e-3}"]), 2
+    )
+    saved = 4 * (2 * 12 + 1) * 128**2  # one state, not two, of all matrices of both layers and of the head's
+    assert muon.memory == {stage: size - (saved if stage == 0 else saved // 2) for stage, size in plan.memory.items()}
     assert plan.lines()[0] == ("step: 32 examples = 2 ranks × 2 micro-batches × 8 examples; at most 2,048 tokens")
     assert plan.lines()[1] == "run: 300 steps, at most 614,400 tokens"
 

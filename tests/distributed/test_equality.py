@@ -14,12 +14,11 @@ from tests.tiny import final_weights, metrics, run_on_ranks, tiny_config
 OPTIMIZERS = {
     "adamw": ["optimizer={kind: adamw, peak_learning_rate: 1e-3, clip_norm: 0.5}"],
     "adagrad": ["optimizer={kind: adagrad, peak_learning_rate: 0.05, clip_norm: 0.5}"],
-    # With an epsilon as large as gradients are, these are not blind to the gradient's scale. Matrices of 33 × 33 do not
-    # divide evenly: ZeRO 3 pads their last part.
-    "lamb": [
-        "optimizer={kind: lamb, peak_learning_rate: 0.01, epsilon: 1e-3, weight_decay: 0.1, clip_norm: 0.5}",
-        "model.hidden_size=33",
-        "model.num_heads=3",
+    # With an epsilon as large as gradients are, these are not blind to the gradient's scale.
+    "lamb": ["optimizer={kind: lamb, peak_learning_rate: 0.01, epsilon: 1e-3, weight_decay: 0.1, clip_norm: 0.5}"],
+    "muon": [
+        "optimizer={kind: muon, peak_learning_rate: 1e-3, matrix_learning_rate: 2e-3, epsilon: 1e-3, clip_norm: 0.5, "
+        "weight_decay: 0.1}"
     ],
     "lamb-plain": [
         "optimizer={kind: lamb, peak_learning_rate: 0.01, epsilon: 1e-3, clip_norm: 0.5, bias_correction: false, "
@@ -29,7 +28,11 @@ OPTIMIZERS = {
         "optimizer={kind: adamw, peak_learning_rate: 1e-3, epsilon: 1e-3, clip_norm: 0.5, bias_correction: false}"
     ],
 }
-MICRO_SIZES = {"adamw": (16, 4), "adagrad": (16, 4), "lamb": (4,), "lamb-plain": (16, 4), "adamw-plain": (16, 4)}
+ODD_SIZES = {"bert": ["model.hidden_size=33", "model.num_heads=3"], "elmo": ["model.projection_size=15"]}
+"""Matrices of 33 × 33 do not divide evenly: ZeRO 3 pads their last part. Parts of an LSTM's end within a row."""
+MICRO_SIZES = {"adamw": (16, 4), "adagrad": (16, 4), "lamb": (4,), "lamb-plain": (16, 4), "adamw-plain": (16, 4)} | {
+    "muon": (4,)
+}
 """Examples per rank and pass: accumulation 1 and 4."""
 
 
@@ -42,6 +45,7 @@ def plain(family: str, corpus: Path, root: Path, optimizer: str, name: str, *mor
         "model.dropout=0",
         "schedule.decay=constant",
         *OPTIMIZERS[optimizer],
+        *(ODD_SIZES[family] if optimizer in ("lamb", "muon") else ()),
         f"name={name}",
         *more,
     )
@@ -78,7 +82,8 @@ def same_next_sentences(a: list[dict[str, Any]], b: list[dict[str, Any]]) -> Non
     ("family", "optimizers"),
     [
         ("elmo", ("adamw", "adagrad")),
-        ("bert", ("adamw", "adagrad", "lamb")),
+        ("bert", ("adamw", "adagrad", "lamb", "muon")),
+        pytest.param("elmo", ("muon",), marks=pytest.mark.slow),
         pytest.param("bert", ("lamb-plain", "adamw-plain"), marks=pytest.mark.slow),
     ],
 )

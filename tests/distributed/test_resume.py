@@ -1,5 +1,6 @@
 """Stopping and starting again changes nothing: bitwise on the same ranks, to rounding on others."""
 
+import itertools
 import os
 import signal
 import subprocess
@@ -31,30 +32,32 @@ def digests(config: RunConfig) -> list[str]:
 
 
 LAMB = "optimizer={kind: lamb, peak_learning_rate: 0.01, clip_norm: 0.5}"
+MUON = "optimizer={kind: muon, peak_learning_rate: 2e-3, clip_norm: 0.5}"
 PLAIN_ADAMW = "optimizer={kind: adamw, peak_learning_rate: 1e-3, bias_correction: false}"
 BF16 = "precision=bf16-mixed"
 
 
 @pytest.mark.parametrize(
-    ("family", "more", "stages"),
+    ("family", "variants", "stages"),
     [
-        ("elmo", (), (2, 3)),
-        ("bert", (), (2, 3)),
-        ("bert", (LAMB,), (3,)),
-        pytest.param("bert", (LAMB,), (0, 1, 2), marks=pytest.mark.slow),
-        pytest.param("bert", (LAMB, BF16), (1, 2, 3), marks=pytest.mark.slow),
-        pytest.param("bert", (PLAIN_ADAMW,), (1, 3), marks=pytest.mark.slow),
+        ("elmo", [()], (2, 3)),
+        ("bert", [()], (2, 3)),
+        ("bert", [(LAMB,), (MUON,)], (3,)),
+        pytest.param("bert", [(LAMB,), (MUON,)], (0, 1, 2), marks=pytest.mark.slow),
+        pytest.param("bert", [(LAMB, BF16)], (1, 2, 3), marks=pytest.mark.slow),
+        pytest.param("bert", [(PLAIN_ADAMW,)], (1, 3), marks=pytest.mark.slow),
     ],
 )
 def test_a_resumed_run_is_bitwise_the_same(
-    family: str, more: tuple[str, ...], stages: tuple[int, ...], corpus: Path, tmp_path: Path
+    family: str, variants: list[tuple[str, ...]], stages: tuple[int, ...], corpus: Path, tmp_path: Path
 ) -> None:
     """With dropout, on two ranks."""
     starts = []
     pairs = []
-    for stage in stages:
+    for (number, more), stage in itertools.product(enumerate(variants), stages):
+        options = [f"sharding.zero_stage={stage}", *more]
         whole, halves = (
-            tiny_config(family, corpus, tmp_path, f"name={name}-{stage}", f"sharding.zero_stage={stage}", *more)
+            tiny_config(family, corpus, tmp_path, f"name={name}-{number}-{stage}", *options)
             for name in ("whole", "halves")
         )
         assert whole.model.dropout > 0
@@ -73,6 +76,7 @@ def test_a_resumed_run_is_bitwise_the_same(
 BEGINNINGS = {
     "adamw": "optimizer={kind: adamw, peak_learning_rate: 1e-3}",
     "lamb": LAMB,
+    "muon": MUON,
     "adagrad": "optimizer={kind: adagrad, peak_learning_rate: 0.05, initial_accumulator: 0.5}",
 }
 
@@ -84,6 +88,7 @@ BEGINNINGS = {
         ("lamb", (2,)),
         pytest.param("adamw", (0, 1, 2, 3), marks=pytest.mark.slow),
         pytest.param("lamb", (0, 1, 3), marks=pytest.mark.slow),
+        pytest.param("muon", (1, 3), marks=pytest.mark.slow),
         pytest.param("adagrad", (0, 1, 2), marks=pytest.mark.slow),
     ],
 )
@@ -118,12 +123,18 @@ def test_the_untrained_model_is_the_runs_beginning(
 
 
 ADAGRAD = "optimizer={kind: adagrad, peak_learning_rate: 0.05, clip_norm: 0.5}"
+COARSE_MUON = "optimizer={kind: muon, peak_learning_rate: 2e-3, epsilon: 1e-3, clip_norm: 0.5}"
 COARSE_LAMB = "optimizer={kind: lamb, peak_learning_rate: 0.01, epsilon: 1e-3, clip_norm: 0.5}"
 
 
 @pytest.mark.parametrize(
     ("family", "optimizer"),
-    [("elmo", ADAGRAD), ("bert", ADAGRAD), pytest.param("bert", COARSE_LAMB, marks=pytest.mark.slow)],
+    [
+        ("elmo", ADAGRAD),
+        ("bert", ADAGRAD),
+        pytest.param("bert", COARSE_LAMB, marks=pytest.mark.slow),
+        pytest.param("bert", COARSE_MUON, marks=pytest.mark.slow),
+    ],
 )
 def test_a_run_goes_on_with_other_ranks_stages_and_workers(
     family: str, optimizer: str, corpus: Path, tmp_path: Path

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from pretrain.config.training import AdagradConfig, AdamWConfig, LambConfig, OptimizerConfig
+from pretrain.config.training import AdagradConfig, AdamWConfig, LambConfig, MuonConfig, OptimizerConfig
 
 Array = np.ndarray[Any, np.dtype[np.float64]]
 
@@ -14,7 +14,7 @@ Array = np.ndarray[Any, np.dtype[np.float64]]
 class Adam:
     """AdamW (Loshchilov and Hutter 2019), and LAMB (You et al. 2020), of a parameter that may be exempt from decay."""
 
-    config: AdamWConfig | LambConfig
+    config: AdamWConfig | LambConfig | MuonConfig
     exempt: bool
     mean: Array | float = 0.0
     square: Array | float = 0.0
@@ -62,8 +62,47 @@ class Adagrad:
         return weight - rate * gradient / np.sqrt(self.config.initial_accumulator + self.squares)
 
 
-def formula(config: OptimizerConfig, *, exempt: bool) -> Adam | Adagrad:
-    """The formula of a parameter."""
+@dataclass
+class Muon:
+    """Muon (Jordan et al. 2024) as its page has it, scaled as Moonlight has it (Liu et al. 2025, equation 4).
+
+    A parameter may hold several matrices: stacked in its first dimension, and side by side in its last.
+    """
+
+    config: MuonConfig
+    exempt: bool
+    side_by_side: int
+    momentum: Array | float = 0.0
+
+    def __call__(self, weight: Array, gradient: Array, rate: float) -> Array:
+        """The weight after a step; the rate is that of AdamW's parameters."""
+        config = self.config
+        self.momentum = config.momentum * self.momentum + gradient
+        ahead = gradient + config.momentum * self.momentum
+        update = np.empty_like(weight)
+        for stack in np.ndindex(weight.shape[:-2]):
+            for k in range(self.side_by_side):
+                size = weight.shape[-1] // self.side_by_side
+                one = (*stack, slice(None), slice(k * size, (k + 1) * size))
+                update[one] = 0.2 * np.sqrt(max(ahead[one].shape)) * newton_schulz(ahead[one])
+        if not self.exempt:
+            update = update + config.weight_decay * weight
+        return weight - rate * (config.matrix_learning_rate or 1.0) * update
+
+
+def newton_schulz(matrix: Array) -> Array:
+    """Jordan's five steps, by singular values: the polynomial is applied to each, and the vectors stay."""
+    left, values, right = np.linalg.svd(matrix, full_matrices=False)
+    values = values / max(np.sqrt((matrix**2).sum()), 1e-300)
+    for _ in range(5):
+        values = 3.4445 * values - 4.7750 * values**3 + 2.0315 * values**5
+    return (left * values) @ right
+
+
+def formula(config: OptimizerConfig, *, exempt: bool, side_by_side: int = 0) -> Adam | Adagrad | Muon:
+    """The formula of a parameter, which holds as many hidden matrices side by side."""
+    if isinstance(config, MuonConfig) and side_by_side:
+        return Muon(config, exempt, side_by_side)
     return Adagrad(config) if isinstance(config, AdagradConfig) else Adam(config, exempt)
 
 

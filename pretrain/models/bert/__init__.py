@@ -4,7 +4,7 @@ from pretrain.models.bert.backends import select_backends
 from pretrain.models.bert.baselines import build_baselines, build_parts
 from pretrain.models.bert.examples import build_examples
 from pretrain.models.bert.export import differences, initialize, read, read_architecture, recognises, write
-from pretrain.models.bert.model import build_model, encode, no_decay
+from pretrain.models.bert.model import build_model, encode, hidden_matrices, no_decay
 from pretrain.models.bert.objective import build_objective
 from pretrain.models.bert.published_tokenizer import load_tokenizer
 from pretrain.models.bert.tokens import learn_tokenizer
@@ -21,6 +21,7 @@ FAMILY = Family(
         build_objective=build_objective,
         gradient_scale=lambda objective: 1.0,
         no_decay=no_decay,
+        hidden_matrices=hidden_matrices,
         select_backends=select_backends,
     ),
     format=FamilyFormat(

@@ -178,6 +178,16 @@ def no_decay(name: str) -> bool:
     return kind == "bias" or module.endswith("norm")
 
 
+def hidden_matrices(name: str) -> int:
+    """1 for the weights of the layers' attention and feed-forward parts, and of the masked-word head's transform.
+
+    0 for the pooler too: one logit, next or not, is all that its gradient comes from, so that its lesser singular
+    values are noise, which must not be made as large as the greatest.
+    """
+    hidden = name.startswith("encoder.layers.") or name == "masked_words.transform.weight"
+    return int(hidden and not no_decay(name))
+
+
 @torch.no_grad()
 def encode(encoder: BertEncoder, pieces: Sequence[Pieces], carried: None = None) -> tuple[LayerVectors, None]:
     """Vectors of all layers, [text, most pieces, hidden] each; nothing is carried from call to call.

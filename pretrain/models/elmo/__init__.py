@@ -11,7 +11,7 @@ from pretrain.models.elmo.export import (
     recognises,
     write,
 )
-from pretrain.models.elmo.model import build_model, encode
+from pretrain.models.elmo.model import build_model, encode, hidden_matrices
 from pretrain.models.elmo.objective import ElmoObjective, gradient_scale
 from pretrain.models.elmo.token_embeddings import write_token_embeddings
 from pretrain.models.elmo.tokens import learn, vocabulary_problem
@@ -29,6 +29,7 @@ FAMILY = Family(
         build_objective=ElmoObjective,
         gradient_scale=gradient_scale,
         no_decay=lambda name: True,  # the original decays nothing
+        hidden_matrices=hidden_matrices,
     ),
     format=FamilyFormat(
         name="bilm",

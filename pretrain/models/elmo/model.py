@@ -112,6 +112,17 @@ def build_model(config: ElmoConfig, objective: ElmoObjectiveConfig, vocabulary_s
     return ElmoModel(config, vocabulary_size)
 
 
+def hidden_matrices(name: str) -> int:
+    """4 for an LSTM layer's weight, a gate each; 1 for its projection, and for what follows the convolutions.
+
+    A gate's rows for input and last output are one matrix: together they are what the gate is a linear map of.
+    """
+    *path, module, kind = name.split(".")
+    if "stack" in path:
+        return {"weight": 4, "projection": 1}.get(kind, 0)
+    return int(kind == "weight" and (module == "projection" or "highways" in path))
+
+
 @torch.no_grad()
 def encode(
     encoder: ElmoEncoder, pieces: Sequence[Pieces], carried: Tensor | None = None
