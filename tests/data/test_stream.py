@@ -38,7 +38,7 @@ LANES = 8
 
 @dataclass(frozen=True)
 class Pairs:
-    """Two tokens an example."""
+    """Two tokens an example, or another number."""
 
     tokens: np.ndarray[tuple[int, ...], np.dtype[np.int32]]
 
@@ -51,13 +51,17 @@ class Pairs:
 
 @dataclass(frozen=True)
 class PairMaker:
-    """Shuffled tokens in pairs; a block without even one pair, or of fewer than `least` tokens, gives no example."""
+    """Shuffled tokens in pairs, or in groups of another `size`.
+
+    A block without even one of them, or of fewer than `least` tokens, gives no example.
+    """
 
     least: int = 0
+    size: int = 2
 
     def make(self, block: Block, rng: np.random.Generator, *, pad: bool = False) -> Pairs:
         tokens = rng.permutation(block.tokens) if len(block.tokens) >= self.least else block.tokens[:0]
-        return Pairs(tokens[: len(tokens) // 2 * 2].reshape(-1, 2))
+        return Pairs(tokens[: len(tokens) // self.size * self.size].reshape(-1, self.size))
 
     def counts(self, examples: Arrays) -> dict[str, int]:
         return {"tokens": examples["tokens"].size}
@@ -92,15 +96,15 @@ START = StreamPosition.start(LANES)
 
 
 def steps_of(
-    order: BlockOrder, rows: int, position: StreamPosition, steps: int, ranks: int, workers: int
+    order: BlockOrder, rows: int, position: StreamPosition, steps: int, ranks: int, workers: int, first: int = 0
 ) -> list[StepExamples]:
-    """The join over all ranks of every step, read as `ranks` loaders of `workers` processes would."""
+    """The join over all ranks of every step from `first` on, read as `ranks` loaders of `workers` processes would."""
     per_rank = order.lanes // ranks
     readers = []
     for rank in range(ranks):
         lanes = range(rank * per_rank, (rank + 1) * per_rank)
         split = max(1, workers)
-        readers.append([read_step_examples(order, lanes[w::split], rows, position) for w in range(split)])
+        readers.append([read_step_examples(order, lanes[w::split], rows, position, first) for w in range(split)])
     found = []
     for _ in range(steps):
         ours = [join_step_examples([next(reader) for reader in mine], rows) for mine in readers]

@@ -81,7 +81,10 @@ class BertExampleMaker:
     def _shift(self, sequences: Sequences, rng: np.random.Generator) -> NDArray[np.int32] | None:
         """[sequences]: a random first position of each, such that its last one is there; None where all begin at 0."""
         positions = self._config.shifted_within
-        return None if positions is None else rng.integers(0, positions - sequences.lengths + 1, dtype=np.int32)
+        if positions is None:
+            return None
+        draws = rng.spawn(1)[0]  # a stream of its own: whatever else is drawn stays as it is
+        return draws.integers(0, positions - sequences.lengths + 1, dtype=np.int32)
 
     def _draw(self, block: Block, rng: np.random.Generator) -> Spans:
         length = self._config.max_sequence_length
