@@ -120,7 +120,8 @@ def bench(config: RunConfig, steps: int, *, compiled: bool = False) -> Bench:
     corpus = ensure_prepared(config, family)
     tokenizer = read_tokenizer(config, corpus.fetch_tokenizer())
     alone = World(rank=0, local_rank=0, size=1, local_size=1)
-    loader = build_loader(config, tokenizer, corpus, StreamPosition.start(config.data.lanes), alone)
+    last_stage = max(config.objective.by_first_step())  # what most steps are, and the model is built for
+    loader = build_loader(config, tokenizer, corpus, StreamPosition.start(config.data.lanes), alone, step=last_stage)
     reading = measure_reading(loader)
     batches = [
         [to_device(batch, device) for batch in step]

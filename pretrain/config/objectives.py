@@ -7,14 +7,39 @@ import math
 from collections.abc import Mapping
 from typing import Annotated, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, PrivateAttr, model_validator
 
-from pretrain.config.base import Section
+from pretrain.config.base import Converted, Section
 from pretrain.config.compute import ComputeConfig
 from pretrain.config.models import BertConfig, ElmoConfig, PositiveInt, Probability
 
 
-class ElmoObjectiveConfig(Section):
+class AnyObjectiveConfig(Section):
+    """What every family's objective can be asked about the steps of a run."""
+
+    def by_first_step(self) -> dict[int, Self]:
+        """The objective that holds from a step on, up to the next one of these steps; the first is 0.
+
+        The last one is what the model is built for, and what held-out text is always read with.
+        """
+        return {0: self}
+
+    def at(self, step: int) -> Self:
+        """The objective of a step."""
+        objectives = self.by_first_step()
+        return objectives[max(first for first in objectives if first <= step)]
+
+    def staged_options(self, step: int) -> dict[str, float]:
+        """The options that are not the same in all steps, as they are in `step`; empty where all are."""
+        del step
+        return {}
+
+    def describe_stage(self, step: int) -> str:
+        """The same, readable."""
+        return ", ".join(f"{name} {value}" for name, value in self.staged_options(step).items())
+
+
+class ElmoObjectiveConfig(AnyObjectiveConfig):
     """ELMo's two language models (Peters et al. 2018, section 3.1)."""
 
     kind: Literal["elmo"] = "elmo"
@@ -80,16 +105,34 @@ class ElmoObjectiveConfig(Section):
         ]
 
 
-class BertObjectiveConfig(Section):
+SequenceLength = Annotated[int, Field(ge=8)]
+MaskProbability = Annotated[float, Field(gt=0, lt=1)]
+
+
+class BertStageConfig(Section):
+    """Options of the objective that are others up to a step. What a stage does not give is as in the objective."""
+
+    until_step: PositiveInt
+    """The last step of the stage, counted from the beginning of the run; the next stage begins after it."""
+    max_sequence_length: SequenceLength | None = None
+    """As in the objective, and not more than there."""
+    mask_probability: MaskProbability | None = None
+    """As in the objective."""
+    shift_positions: bool = False
+    """Whether a sequence begins at a position drawn at random, such that it ends within the objective's own
+    `max_sequence_length`: so all positions are trained, and not only the first."""
+
+
+class BertObjectiveConfig(AnyObjectiveConfig):
     """BERT's masked words and next sentences (Devlin et al. 2018, section 3.1)."""
 
     kind: Literal["bert"] = "bert"
-    max_sequence_length: Annotated[int, Field(ge=8)] = 128
+    max_sequence_length: SequenceLength = 128
     """Tokens of a sequence, with [CLS] and all [SEP]."""
     next_sentence: bool = True
     """Whether sequences are pairs of segments, and the model learns whether the second follows the first; otherwise
     they are full sentences one after the other, also across documents, and there is one loss (RoBERTa)."""
-    mask_probability: Annotated[float, Field(gt=0, lt=1)] = 0.15
+    mask_probability: MaskProbability = 0.15
     """Share of a sequence's tokens that are predicted."""
     whole_word_masking: bool = False
     """Whether all pieces of a word are predicted, or none."""
@@ -100,6 +143,10 @@ class BertObjectiveConfig(Section):
     pack_length: PositiveInt | None = None
     """Tokens of a pack; `null`: max_sequence_length, which pairs fill to 98 %, or eight times as many for full
     sentences, which are all about as long."""
+    stages: Annotated[tuple[BertStageConfig, ...], Converted] = ()
+    """What is different in the first steps, such as shorter sequences: one stage after another, then the options above,
+    which held-out text is read with throughout. A pack is as long in all stages, so a step has as many tokens."""
+    _shifted_within: int | None = PrivateAttr(None)
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -117,14 +164,49 @@ class BertObjectiveConfig(Section):
         return self.pack_length or self.max_sequence_length * (1 if self.next_sentence else 8)
 
     @property
+    def shifted_within(self) -> int | None:
+        """In a stage that shifts positions, how many there are, within which a sequence may begin anywhere."""
+        return self._shifted_within
+
+    @property
     def sequences_per_pack(self) -> int:
         """Most sequences of a pack: so many that only documents of very short ones ever need more."""
-        return -(-self.tokens_per_example // 16)
+        return -(-self.tokens_per_example // min(16, self.max_sequence_length // 2))
 
     @property
     def masked_per_pack(self) -> int:
-        """Most predicted tokens of a pack: a twentieth more than its share, since every sequence rounds its own."""
-        return math.ceil(1.05 * self.mask_probability * self.tokens_per_example)
+        """Most predicted tokens of a pack: a twentieth more than its share, since every sequence rounds its own.
+
+        Where full sequences round up by more than that, as many as those have.
+        """
+        full_sequence = max(1, round(self.mask_probability * self.max_sequence_length))
+        full_pack = self.tokens_per_example // self.max_sequence_length * full_sequence
+        return max(math.ceil(1.05 * self.mask_probability * self.tokens_per_example), full_pack)
+
+    def by_first_step(self) -> dict[int, Self]:
+        """As every objective has it: each stage as an objective of its own, without stages, then what follows them."""
+        firsts = [0, *(stage.until_step for stage in self.stages)]
+        return dict(zip(firsts, [*map(self._in_stage, self.stages), self._in_stage(None)], strict=True))
+
+    def _in_stage(self, stage: BertStageConfig | None) -> Self:
+        update: dict[str, object] = {"stages": ()}
+        if stage is not None:
+            update |= stage.model_dump(include=set(STAGED_OPTIONS), exclude_none=True)
+            update |= {"pack_length": self.tokens_per_example} if self.packing else {}
+        objective = self.model_copy(update=update)
+        if stage is not None and stage.shift_positions:
+            objective._shifted_within = self.max_sequence_length
+        return objective
+
+    def staged_options(self, step: int) -> dict[str, float]:
+        """As every objective has it."""
+        if not self.stages:
+            return {}
+        objective = self.at(step)
+        options = {name: getattr(objective, name) for name in STAGED_OPTIONS}
+        if any(stage.shift_positions for stage in self.stages):
+            options["shift_positions"] = objective.shifted_within is not None
+        return options
 
     def parameters(self, model: BertConfig, vocabulary_size: int) -> int:
         """All trained parameters, heads included, the decoder tied to the word embeddings."""
@@ -186,7 +268,29 @@ class BertObjectiveConfig(Section):
             )
         if compute.attention != "auto" and not self.packing:
             problems.append(f"compute.attention is {compute.attention}, for packs, and objective.packing is false")
+        return problems + self._stage_problems()
+
+    def _stage_problems(self) -> list[str]:
+        problems = []
+        for number, stage in enumerate(self.stages):
+            path = f"objective.stages.{number}"
+            if number and stage.until_step <= (before := self.stages[number - 1].until_step):
+                problems.append(
+                    f"{path}.until_step ({stage.until_step}) is not more than that of the stage before ({before})"
+                )
+            if (stage.max_sequence_length or 0) > self.max_sequence_length:
+                problems.append(
+                    f"{path}.max_sequence_length ({stage.max_sequence_length}) is more than "
+                    f"objective.max_sequence_length ({self.max_sequence_length})"
+                )
+            if not stage.model_dump(exclude={"until_step"}, exclude_defaults=True):
+                options = "max_sequence_length, mask_probability, shift_positions"
+                problems.append(f"{path}: nothing is different in it: give one of {options}")
         return problems
+
+
+STAGED_OPTIONS = ("max_sequence_length", "mask_probability")
+"""What of BERT's objective may be another in a stage."""
 
 
 ObjectiveConfig = Annotated[ElmoObjectiveConfig | BertObjectiveConfig, Field(discriminator="kind")]

@@ -1,6 +1,6 @@
 """The numbers that follow from a config; what `pretrain config` prints below it."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from pretrain.config.models import WordsConfig
@@ -66,6 +66,7 @@ class Plan:
             f"{_plural('micro-batch', self.accumulation)} × {batch.micro_size} examples; "
             f"at most {self.tokens_per_step:,} tokens",
             f"run: {steps:,} steps, at most {self.total_tokens:,} tokens",
+            *self._stages(),
             f"passes over the corpus: {self._passes()}",
             f"parameters: {known}{self.parameters:,}, with a vocabulary of {known}{self.vocabulary_size:,}",
             f"computation: {self.flops_per_token:.2e} FLOPs per token, {self.total_flops:.2e} FLOPs in all",
@@ -74,6 +75,16 @@ class Plan:
             f"{size(states)} for weights, gradients and optimizer states at ZeRO stage {stage}{sharded}",
             f"time: {self._time(speed)}",
         ]
+
+    def _stages(self) -> Iterator[str]:
+        """Where they are not all alike."""
+        objective, first = self.config.objective, 0
+        for steps, _ in self.config.stages():
+            if options := objective.describe_stage(first):
+                yield f"steps {first + 1:,} to {first + steps:,}: {options}"
+            first += steps
+        if (unreached := self.config.unreached_stages()) is not None:
+            yield unreached
 
     def _passes(self) -> str:
         if self.passes is None:
@@ -100,14 +111,13 @@ def plan_run(config: RunConfig, ranks: int, prepared: Prepared | None = None) ->
     """The derived numbers of `config` over `ranks` ranks; raises ConfigError for a file of words that is not there."""
     vocabulary = prepared.vocabulary_size if prepared else _largest_vocabulary(config)
     parameters = config.parameters(vocabulary)
-    tokens = config.batch.global_size * config.objective.tokens_per_example
-    total = tokens * config.schedule.total_steps
+    total = config.total_tokens
     flops = config.flops_per_token(vocabulary)
     return Plan(
         config=config,
         ranks=ranks,
         accumulation=config.accumulation(ranks),
-        tokens_per_step=tokens,
+        tokens_per_step=config.batch.global_size * config.objective.tokens_per_example,
         total_tokens=total,
         vocabulary_size=vocabulary,
         parameters=parameters,

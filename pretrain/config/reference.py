@@ -29,12 +29,14 @@ YAML. An option that is not listed here is an error. `pretrain config CONFIG` pr
 that follow from it.
 """
 
+LISTED_ELSEWHERE = {"held_out": "data.sources"}
+"""Options that are lists of what another one is a list of, by name, and where that is."""
 NAMES = {int: "integer", float: "number", str: "text", bool: "`true` or `false`", Path: "path", NoneType: "`null`"}
 
 
 def reference() -> str:
     """The whole page, in Markdown: the options of a run, then of each section, a table for each of its kinds."""
-    lines = [INTRODUCTION, *_table(RunConfig)]
+    lines = [INTRODUCTION, *_table(RunConfig, "")]
     for name, field in RunConfig.model_fields.items():
         lines += _section(name, field.annotation)
     return "\n".join(lines)
@@ -49,15 +51,15 @@ def _section(path: str, annotation: Any) -> Iterator[str]:
     for section in classes:
         if kind := section.model_fields.get("kind"):
             yield f"### {path} of kind {' or '.join(f'`{name}`' for name in get_args(kind.annotation))}\n"
-        yield from _table(section)
+        yield from _table(section, path)
     for section in classes:
         for name, field in section.model_fields.items():
-            if name != "held_out":  # takes the same sources as `data.sources`
+            if name not in LISTED_ELSEWHERE:
                 yield from _section(f"{path}.{name}", field.annotation)
 
 
-def _table(section: type[Section]) -> Iterator[str]:
-    """What a section is, and its options, one a line; its kind stands in the heading."""
+def _table(section: type[Section], path: str) -> Iterator[str]:
+    """What the section at `path` is, and its options, one a line; its kind stands in the heading."""
     yield f"{inspect.cleandoc(section.__doc__ or '')}\n"
     options = {name: field for name, field in section.model_fields.items() if name != "kind"}
     if options:
@@ -65,26 +67,30 @@ def _table(section: type[Section]) -> Iterator[str]:
         yield "|---|---|---|---|"
     for name, field in options.items():
         text = " ".join((field.description or "").split()).replace("|", r"\|")
-        yield f"| `{name}` | {_type(field.annotation, field.metadata, name)} | {_default(field)} | {text} |"
+        yield f"| `{name}` | {_type(field.annotation, field.metadata, f'{path}.{name}')} | {_default(field)} | {text} |"
     yield ""
 
 
-def _type(annotation: Any, metadata: list[Any], name: str) -> str:
-    """An option's type in words, with its bounds."""
+def _type(annotation: Any, metadata: list[Any], path: str) -> str:
+    """The type in words of the option at `path`, with its bounds."""
+    name = path.rpartition(".")[2]
     origin, arguments = get_origin(annotation), get_args(annotation)
     parts = arguments if origin in (Union, UnionType) else (annotation,)
     if all(isinstance(part, type) and issubclass(part, Section) for part in parts):
         return f"[section](#{name})"
     if origin is Annotated:
-        return _type(arguments[0], [*arguments[1:], *metadata], name)
+        return _type(arguments[0], [*arguments[1:], *metadata], path)
     if origin is Literal:
         return ", ".join(f"`{argument}`" for argument in arguments)
     if origin in (Union, UnionType):
-        return " or ".join(_type(argument, metadata, name) for argument in arguments)
+        return " or ".join(_type(argument, metadata, path) for argument in arguments)
+    if origin is tuple and arguments[-1] is Ellipsis and any(sections_in(annotation)):
+        listed = LISTED_ELSEWHERE.get(name, path)
+        return f"list of [{listed.rpartition('.')[2]}](#{listed.replace('.', '')})"
     if origin is tuple and arguments[-1] is Ellipsis:
-        return f"list of {'[sources](#datasources)' if any(sections_in(annotation)) else _type(arguments[0], [], name)}"
+        return f"list of {_type(arguments[0], [], path)}"
     if origin is tuple:
-        return f"[{', '.join(_type(argument, [], name) for argument in arguments)}]"
+        return f"[{', '.join(_type(argument, [], path) for argument in arguments)}]"
     return NAMES[annotation] + _bounds(metadata)
 
 

@@ -101,16 +101,49 @@ class RunConfig(Section):
         return count
 
     def flops_per_token(self, vocabulary_size: int, counts: Mapping[str, float] | None = None) -> float:
-        """Training FLOPs (forward and backward) per real token; `counts` are those of examples, where known."""
-        flops: float = self._objective.flops_per_token(self.model, vocabulary_size, counts)
-        return flops
+        """Training FLOPs (forward and backward) per real token; `counts` are those of examples, where known.
+
+        Without, the mean over the tokens of the run's stages.
+        """
+        if counts is not None:
+            flops: float = self._objective.flops_per_token(self.model, vocabulary_size, counts)
+            return flops
+        total: float = sum(
+            steps * self.batch.global_size * one.tokens_per_example * one.flops_per_token(self.model, vocabulary_size)
+            for steps, one in self.stages()
+        )
+        return total / self.total_tokens
+
+    @property
+    def total_tokens(self) -> int:
+        """Tokens of the whole run, at most: padding counts."""
+        examples = self.batch.global_size
+        total: int = sum(steps * examples * one.tokens_per_example for steps, one in self.stages())
+        return total
+
+    def stages(self) -> list[tuple[int, Any]]:
+        """(steps, objective) of every stage that the run gets to."""
+        objectives, total = self.objective.by_first_step(), self.schedule.total_steps
+        ends = [min(end, total) for end in (*objectives, total)[1:]]
+        spans = zip(objectives.items(), ends, strict=True)
+        return [(end - first, objective) for (first, objective), end in spans if first < total]
+
+    def unreached_stages(self) -> str | None:
+        """A line about stages that the run ends before; None where it gets to all of them."""
+        total = self.schedule.total_steps
+        unreached = [first for first in self.objective.by_first_step() if first >= total]
+        if not unreached:
+            return None
+        return f"schedule.total_steps is {total}: objective.stages has more after step {unreached[0]}, never reached"
 
     def activation_bytes(self, vocabulary_size: int) -> int:
         """Bytes, about, that the forward and backward pass of a micro-batch take beside the model's own memory."""
-        size: int = self._objective.activation_bytes(
-            self.model, self.compute, self.precision, self.batch.micro_size, vocabulary_size
-        )
-        return size
+        micro_size = self.batch.micro_size
+        sizes: list[int] = [
+            objective.activation_bytes(self.model, self.compute, self.precision, micro_size, vocabulary_size)
+            for _, objective in self.stages()
+        ]
+        return max(sizes)
 
     @property
     def folder(self) -> Path:

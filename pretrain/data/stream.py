@@ -3,9 +3,13 @@
 A lane is an endless reader of blocks; lane l of L takes the blocks l, l + L, l + 2L … of a source's endless order,
 which is one permutation per epoch after another. A position says how many blocks a lane has finished and how many
 examples it has used of the next: nothing else needs to be known to go on.
+
+What an example is may change at given steps. There every lane goes on to its next block, so that a block's examples are
+all alike, and a position stays two numbers.
 """
 
 import functools
+import itertools
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Self
@@ -87,12 +91,15 @@ def held_out_generator(block_id: BlockId) -> np.random.Generator:
 class BlockOrder:
     """The blocks of all sources of a run, in the order in which lanes read them.
 
-    Sources count in the order of their names, so that the order in which a config lists them decides nothing.
+    Sources count in the order of their names, so that the order in which a config lists them decides nothing. `makers`
+    make the examples, each from its step on, up to the next one's; the first of these steps is 0.
     """
 
-    def __init__(self, sources: Sequence[PreparedSource], maker: ExampleMaker, seed: int, lanes: int) -> None:
+    def __init__(
+        self, sources: Sequence[PreparedSource], makers: Mapping[int, ExampleMaker], seed: int, lanes: int
+    ) -> None:
         self.sources = sorted(sources, key=lambda source: source.name)
-        self.maker = maker
+        self.makers = makers
         self.seed = seed
         self.lanes = lanes
         self._permutations: dict[tuple[int, int], np.ndarray[Any, np.dtype[np.int64]]] = {}
@@ -106,12 +113,20 @@ class BlockOrder:
         draw = seed_of("source", self.seed, lane, k) / 2**63
         return min(int(np.searchsorted(self._thresholds, draw, side="right")), len(self.sources) - 1)
 
-    def examples(self, source: int, number: int) -> Examples:
-        """The examples of a block by its number in the source's endless order."""
+    def maker(self, step: int) -> ExampleMaker:
+        """What makes the examples of a step."""
+        return self.makers[max(first for first in self.makers if first <= step)]
+
+    def changes_at(self, step: int) -> bool:
+        """Whether an example is something else in `step` than in the step before."""
+        return step > 0 and step in self.makers
+
+    def examples(self, source: int, number: int, step: int = 0) -> Examples:
+        """The examples that `step` takes of a block, by its number in the source's endless order."""
         epoch, index = divmod(number, self.sources[source].shards.blocks)
         block = int(self._permutation(source, epoch)[index])
         rng = generator("examples", self.seed, source, epoch, block)
-        return self.maker.make(self.sources[source].block(block), rng)
+        return self.maker(step).make(self.sources[source].block(block), rng)
 
     def _permutation(self, source: int, epoch: int) -> np.ndarray[Any, np.dtype[np.int64]]:
         key = (source, epoch)
@@ -136,11 +151,13 @@ class Lane:
         self._examples: Examples | None = None
         self._empty = [0] * len(order.sources)
 
-    def take(self, count: int) -> list[Arrays]:
-        """The next `count` examples, in one piece or several."""
+    def take(self, count: int, step: int) -> list[Arrays]:
+        """The `count` examples that it gives to `step`, the one after the last step, in one piece or several."""
+        if self.used and self._order.changes_at(step):
+            self._next_block()
         pieces = []
         while count:
-            examples = self._current()
+            examples = self._current(step)
             stop = min(self.used + count, len(examples))
             if stop > self.used:
                 pieces.append(examples.take(self.used, stop))
@@ -150,11 +167,11 @@ class Lane:
                 self._next_block()
         return pieces
 
-    def _current(self) -> Examples:
+    def _current(self, step: int) -> Examples:
         if self._examples is None:
             source = self._order.source_of(self._lane, self.finished)
             number = self._lane + self._read[source] * self._order.lanes
-            self._examples = self._order.examples(source, number)
+            self._examples = self._order.examples(source, number, step)
             self._guard(source, len(self._examples))
         return self._examples
 
@@ -188,16 +205,16 @@ class StepExamples:
 
 
 def read_step_examples(
-    order: BlockOrder, lanes: Sequence[int], rows: int, position: StreamPosition
+    order: BlockOrder, lanes: Sequence[int], rows: int, position: StreamPosition, step: int = 0
 ) -> Iterator[StepExamples]:
-    """Endless: the examples that `lanes` give to one step after another, from `position` on."""
+    """Endless: the examples that `lanes` give to one step after another; the first is `step`, begun at `position`."""
     readers = {lane: Lane(order, lane, position.lanes[lane]) for lane in lanes}
-    while True:
-        pieces = [piece for reader in readers.values() for piece in reader.take(rows)]
+    for number in itertools.count(step):
+        pieces = [piece for reader in readers.values() for piece in reader.take(rows, number)]
         arrays = {key: np.concatenate([piece[key] for piece in pieces]) for key in pieces[0]} if pieces else {}
         yield StepExamples(
             arrays=arrays,
-            counts=order.maker.counts(arrays) if pieces else {},
+            counts=order.maker(number).counts(arrays) if pieces else {},
             digest=digest(arrays) if pieces else 0,
             position=StreamPosition({lane: (reader.finished, reader.used) for lane, reader in readers.items()}),
         )

@@ -76,6 +76,8 @@ class StepEnd(Callback):
         self._fresh = fresh
         self._stop = stop
         self._held_out = held_out
+        stages = config.objective.by_first_step()
+        self._stage_begins = {start.step, *stages} if len(stages) > 1 else set()
         self._throughput = Throughput()
         self._sinks: list[Sink] = []
 
@@ -103,7 +105,9 @@ class StepEnd(Callback):
             self._best = None
 
     def on_train_batch_start(self, trainer: Trainer, module: Pretraining, batch: MicroBatch, batch_idx: int) -> None:  # type: ignore[override]
-        """Learning rates are pure functions of the step."""
+        """Learning rates are pure functions of the step. A stage that begins is logged."""
+        if batch.index == 0 and module.step in self._stage_begins:
+            log.info("from step %d on: %s", module.step + 1, self._config.objective.describe_stage(module.step))
         for group in trainer.optimizers[0].param_groups:
             group["lr"] = group["peak_lr"] * self._config.schedule.factor(module.step)
 
@@ -152,7 +156,7 @@ class StepEnd(Callback):
             "data_digest": f"{module.digest:016x}",
             "time": time.time(),
         }
-        return line | count_ratios(module.counts)
+        return line | count_ratios(module.counts) | self._config.objective.staged_options(module.step - 1)
 
     def _measure(self, trainer: Trainer, module: Pretraining, line: dict[str, Any]) -> Losses:
         """The held-out loss, which `line` gets too."""

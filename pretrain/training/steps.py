@@ -24,17 +24,27 @@ def rank_lanes(config: RunConfig, rank: int, ranks: int) -> range:
 
 
 def build_loader(
-    config: RunConfig, tokenizer: Tokenizer, corpus: PreparedCorpus, position: StreamPosition, world: World
+    config: RunConfig,
+    tokenizer: Tokenizer,
+    corpus: PreparedCorpus,
+    position: StreamPosition,
+    world: World,
+    *,
+    step: int = 0,
 ) -> StepLoader:
-    """A rank's micro-batches from `position` on."""
+    """A rank's micro-batches from `step` on, which begins at `position`."""
     build_examples = get_family(config.model.kind).training.build_examples
-    maker = build_examples(config.model, config.objective, tokenizer, config.rows_per_lane)
+    makers = {
+        first: build_examples(config.model, objective, tokenizer, config.rows_per_lane)
+        for first, objective in config.objective.by_first_step().items()
+    }
     return StepLoader(
-        BlockOrder(corpus.training, maker, config.seed, config.data.lanes),
+        BlockOrder(corpus.training, makers, config.seed, config.data.lanes),
         rank_lanes(config, world.rank, world.size),
         config.rows_per_lane,
         config.batch.micro_size,
         position=position,
+        step=step,
         workers=config.data.workers,
     )
 

@@ -66,11 +66,13 @@ def run_rank(
             log.info("resuming %s at step %d of %d", folder.path, start.step, config.schedule.total_steps)
             if extended is not None:
                 log.info("%s", extended)
+        if (unreached := config.unreached_stages()) is not None:
+            log.info("%s", unreached)
     callbacks: list[Callback] = [
         Restore(config, resume),
         StepEnd(config, folder, start, fresh=resume is None, stop=stop, held_out=held_out),
     ]
-    loader = build_loader(config, tokenizer, corpus, start.position, world)
+    loader = build_loader(config, tokenizer, corpus, start.position, world, step=start.step)
     # Lightning begins nothing where there is no step; `StepEnd` then stops it before the first
     trainer = build_trainer(config, world, device, callbacks, steps=max(1, stop - start.step))
     with warnings.catch_warnings(), module.stop_request.listen():

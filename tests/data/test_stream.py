@@ -38,7 +38,7 @@ LANES = 8
 
 @dataclass(frozen=True)
 class Pairs:
-    """Two tokens an example."""
+    """Two tokens an example, or another number."""
 
     tokens: np.ndarray[tuple[int, ...], np.dtype[np.int32]]
 
@@ -51,13 +51,17 @@ class Pairs:
 
 @dataclass(frozen=True)
 class PairMaker:
-    """Shuffled tokens in pairs; a block without even one pair, or of fewer than `least` tokens, gives no example."""
+    """Shuffled tokens in pairs, or in groups of another `size`.
+
+    A block without even one of them, or of fewer than `least` tokens, gives no example.
+    """
 
     least: int = 0
+    size: int = 2
 
     def make(self, block: Block, rng: np.random.Generator, *, pad: bool = False) -> Pairs:
         tokens = rng.permutation(block.tokens) if len(block.tokens) >= self.least else block.tokens[:0]
-        return Pairs(tokens[: len(tokens) // 2 * 2].reshape(-1, 2))
+        return Pairs(tokens[: len(tokens) // self.size * self.size].reshape(-1, self.size))
 
     def counts(self, examples: Arrays) -> dict[str, int]:
         return {"tokens": examples["tokens"].size}
@@ -85,22 +89,22 @@ def sources(tmp_path_factory: pytest.TempPathFactory) -> list[PreparedSource]:
 
 @pytest.fixture
 def order_of_pairs(sources: list[PreparedSource]) -> BlockOrder:
-    return BlockOrder(sources, PairMaker(), seed=3, lanes=LANES)
+    return BlockOrder(sources, {0: PairMaker()}, seed=3, lanes=LANES)
 
 
 START = StreamPosition.start(LANES)
 
 
 def steps_of(
-    order: BlockOrder, rows: int, position: StreamPosition, steps: int, ranks: int, workers: int
+    order: BlockOrder, rows: int, position: StreamPosition, steps: int, ranks: int, workers: int, first: int = 0
 ) -> list[StepExamples]:
-    """The join over all ranks of every step, read as `ranks` loaders of `workers` processes would."""
+    """The join over all ranks of every step from `first` on, read as `ranks` loaders of `workers` processes would."""
     per_rank = order.lanes // ranks
     readers = []
     for rank in range(ranks):
         lanes = range(rank * per_rank, (rank + 1) * per_rank)
         split = max(1, workers)
-        readers.append([read_step_examples(order, lanes[w::split], rows, position) for w in range(split)])
+        readers.append([read_step_examples(order, lanes[w::split], rows, position, first) for w in range(split)])
     found = []
     for _ in range(steps):
         ours = [join_step_examples([next(reader) for reader in mine], rows) for mine in readers]
@@ -158,7 +162,7 @@ def test_a_step_is_in_lane_order_whoever_reads_it(order_of_pairs: BlockOrder) ->
 @pytest.mark.parametrize("lanes", [1, 3, 8, 64])
 def test_every_block_is_used_once_per_epoch_over_all_lanes(lanes: int, sources: list[PreparedSource]) -> None:
     """Also where there are more lanes than blocks."""
-    order = BlockOrder(sources[:1], PairMaker(), seed=1, lanes=lanes)
+    order = BlockOrder(sources[:1], {0: PairMaker()}, seed=1, lanes=lanes)
     blocks = sources[0].shards.blocks
     tokens = Counter(t for b in range(blocks) for t in sources[0].block(b).tokens.tolist())
     for epoch in range(3):
@@ -173,7 +177,7 @@ def test_every_block_is_used_once_per_epoch_over_all_lanes(lanes: int, sources: 
 
 
 def test_a_lane_takes_every_so_manieth_block(sources: list[PreparedSource]) -> None:
-    order = BlockOrder(sources[:1], PairMaker(), seed=1, lanes=4)
+    order = BlockOrder(sources[:1], {0: PairMaker()}, seed=1, lanes=4)
     reader = read_step_examples(order, [1], 24, StreamPosition.start(4))  # a block is 24 pairs
     for k in range(5):
         expected = order.examples(0, 1 + 4 * k).take(0, 24)["tokens"]
@@ -181,7 +185,7 @@ def test_a_lane_takes_every_so_manieth_block(sources: list[PreparedSource]) -> N
 
 
 def test_epochs_and_seeds_differ(sources: list[PreparedSource]) -> None:
-    order, other = (BlockOrder(sources[:1], PairMaker(), seed=seed, lanes=1) for seed in (1, 2))
+    order, other = (BlockOrder(sources[:1], {0: PairMaker()}, seed=seed, lanes=1) for seed in (1, 2))
     blocks = sources[0].shards.blocks
     first = [order.examples(0, number).take(0, 1)["first"][0] for number in range(2 * blocks)]
     assert first[:blocks] != first[blocks:]
@@ -190,7 +194,7 @@ def test_epochs_and_seeds_differ(sources: list[PreparedSource]) -> None:
 
 def test_the_order_of_sources_decides_nothing(sources: list[PreparedSource]) -> None:
     """A weight goes with its source's name."""
-    orders = [BlockOrder(listed, PairMaker(), seed=3, lanes=LANES) for listed in (sources, sources[::-1])]
+    orders = [BlockOrder(listed, {0: PairMaker()}, seed=3, lanes=LANES) for listed in (sources, sources[::-1])]
     first, second = (steps_of(order, 3, START, 40, 1, 0) for order in orders)
     assert_equal(first, second)
 
@@ -228,7 +232,7 @@ def test_weights_are_shares_of_tokens(order_of_pairs: BlockOrder) -> None:
 
 
 def test_a_source_that_gives_no_example_is_named(sources: list[PreparedSource]) -> None:
-    order = BlockOrder(sources, PairMaker(least=1000), seed=1, lanes=2)
+    order = BlockOrder(sources, {0: PairMaker(least=1000)}, seed=1, lanes=2)
     with pytest.raises(DataError, match=r"source [ab]: no example in 33 blocks read \(it has \d+\)"):
         next(read_step_examples(order, [0], 1, StreamPosition.start(2)))
 
@@ -237,7 +241,7 @@ def test_blocks_without_examples_are_passed_over(tmp_path: Path) -> None:
     few = source(tmp_path, "few", 0, 9)  # blocks of 48 and 60 tokens
     sizes = [len(few.block(number).tokens) for number in range(few.shards.blocks)]
     assert len(set(sizes)) > 1
-    order = BlockOrder([few], PairMaker(least=max(sizes)), seed=1, lanes=4)
+    order = BlockOrder([few], {0: PairMaker(least=max(sizes))}, seed=1, lanes=4)
     allowed = {t for b, size in enumerate(sizes) if size == max(sizes) for t in few.block(b).tokens.tolist()}
     for step in steps_of(order, 3, StreamPosition.start(4), 40, 2, 0):
         assert set(step.arrays["tokens"].ravel().tolist()) <= allowed
@@ -284,7 +288,7 @@ def real(config: RunConfig) -> tuple[BlockOrder, ExampleMaker, PreparedCorpus]:
     assert tokenizer is not None
     rows = config.rows_per_lane if family.training.ordered else 1
     maker = family.training.build_examples(config.model, config.objective, tokenizer, rows)
-    return BlockOrder(corpus.training, maker, config.seed, config.data.lanes), maker, corpus
+    return BlockOrder(corpus.training, {0: maker}, config.seed, config.data.lanes), maker, corpus
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -351,7 +355,7 @@ def test_the_loader_cuts_the_joined_step_into_micro_batches(workers: int, order_
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_a_mistake_found_by_a_worker_is_one_line(sources: list[PreparedSource], workers: int) -> None:
-    order = BlockOrder(sources, PairMaker(least=1000), seed=1, lanes=2)
+    order = BlockOrder(sources, {0: PairMaker(least=1000)}, seed=1, lanes=2)
     loader = StepLoader(order, range(2), 4, 4, position=StreamPosition.start(2), workers=workers)
     with pytest.raises(DataError, match=r"^source [ab]: no example in 33 blocks read [^\n]*$"):
         next(iter(loader))

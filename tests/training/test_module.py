@@ -80,7 +80,7 @@ def plain_loop(config: RunConfig, steps: int) -> Expected:
     tokenizer = read_tokenizer(config, corpus.fetch_tokenizer())
     maker = family.training.build_examples(config.model, config.objective, tokenizer, config.rows_per_lane)
     lanes = config.data.lanes
-    order = BlockOrder(corpus.training, maker, config.seed, lanes)
+    order = BlockOrder(corpus.training, {0: maker}, config.seed, lanes)
     steps_examples = read_step_examples(order, range(lanes), config.rows_per_lane, StreamPosition.start(lanes))
     objective = family.training.build_objective(config.objective, tokenizer)
     model = Pretraining(config, tokenizer).model.train()

@@ -30,7 +30,8 @@ class BertExamples:
     [n], of class `NEXT` or `RANDOM`. Packed: `input_ids` int32 and `segment_ids` int8 [n, L]; `lengths` int32 [n, S], 0
     where there is no sequence, of sequences that follow each other; `is_next` int8 [n, S]; `masked_positions`, in the
     row, and `labels` int32 [n, M]. Labels and classes that are not there are `IGNORE_INDEX`; without next-sentence
-    prediction there is no `is_next`.
+    prediction there is no `is_next`. Where positions are shifted, `first_positions` int32, of the shape of `lengths`,
+    are those of the sequences' first tokens; elsewhere sequences begin at position 0.
     """
 
     arrays: Arrays
@@ -59,17 +60,31 @@ class BertExampleMaker:
         """The examples of a block, in random order; `pad` changes nothing, since no text is left over.
 
         Packed or not, the sequences and their masks are the same. A sentence that has none after it and no other
-        document in the block to be paired with is left out.
+        document in the block to be paired with is left out. Shifted or not, they are the same sequences, too.
         """
         sequences = join(block.tokens, self._draw(block, rng), self._tokenizer)
         masked = self._masking.mask(sequences, rng)
         order = rng.permutation(len(sequences.lengths))
         if self._budgets is None:
-            return BertExamples(self._rows(sequences, masked, order))
+            rows = self._rows(sequences, masked, order)
+            if (first_positions := self._shift(sequences, rng)) is not None:
+                rows["first_positions"] = first_positions[order]
+            return BertExamples(rows)
         placement = pack_sequences(sequences.lengths, masked.counts, order, self._budgets)
         packs = self._packs(sequences, masked, placement, self._budgets)
         shuffled = rng.permutation(placement.packs)
+        if (first_positions := self._shift(sequences, rng)) is not None:
+            slots = self._budgets.sequences * placement.pack + placement.number
+            packs["first_positions"] = _filled(packs["lengths"].shape, 0, slots, first_positions, np.int32)
         return BertExamples({name: array[shuffled] for name, array in packs.items()})
+
+    def _shift(self, sequences: Sequences, rng: np.random.Generator) -> NDArray[np.int32] | None:
+        """[sequences]: a random first position of each, such that its last one is there; None where all begin at 0."""
+        positions = self._config.shifted_within
+        if positions is None:
+            return None
+        draws = rng.spawn(1)[0]  # a stream of its own: whatever else is drawn stays as it is
+        return draws.integers(0, positions - sequences.lengths + 1, dtype=np.int32)
 
     def _draw(self, block: Block, rng: np.random.Generator) -> Spans:
         length = self._config.max_sequence_length
@@ -151,7 +166,8 @@ class BertExampleMaker:
 
         Unpacked, the batch is as long as its longest sequence needs, rounded up to a multiple of 8, and has as many
         predicted tokens as there are. Packed, all shapes are constant, empty slots are labelled `IGNORE_INDEX`, and
-        there are `positions` [batch, token], which begin at 0 in every sequence, and `sequence_lengths` [batch, S].
+        there are `sequence_lengths` [batch, S]. There are `positions` [batch, token] in packs, and wherever not every
+        sequence begins at 0.
         """
         arrays = _collate_rows(examples) if self._budgets is None else _collate_packs(examples)
         if "is_next" in examples:
@@ -173,10 +189,14 @@ def _collate_rows(examples: Arrays) -> dict[str, NDArray[np.integer]]:
     length = min(examples["input_ids"].shape[1], -(-longest // 8) * 8)
     labels = examples["labels"][:, :length].reshape(-1)
     masked = np.flatnonzero(labels != IGNORE_INDEX)
-    return {
+    mask = (np.arange(length) < examples["lengths"][:, None]).astype(np.int8)
+    shifted = {}
+    if "first_positions" in examples:
+        shifted["positions"] = (np.arange(length) + examples["first_positions"][:, None]) * mask
+    return shifted | {
         "input_ids": examples["input_ids"][:, :length],
         "segment_ids": examples["segment_ids"][:, :length],
-        "attention_mask": (np.arange(length) < examples["lengths"][:, None]).astype(np.int8),
+        "attention_mask": mask,
         "masked_positions": masked,
         "masked_labels": labels[masked],
     }
@@ -189,6 +209,9 @@ def _collate_packs(examples: Arrays) -> dict[str, NDArray[np.integer]]:
     # What is left of a row is one more sequence, whose tokens all have position 0.
     sequences = np.concatenate([lengths, length - used], axis=1).reshape(-1)
     positions = np.arange(count * length) - np.repeat(sequences.cumsum() - sequences, sequences)
+    if "first_positions" in examples:
+        first_positions = np.pad(examples["first_positions"], ((0, 0), (0, 1))).reshape(-1)
+        positions += np.repeat(first_positions, sequences)
     mask = (np.arange(length) < used).astype(np.int8)
     return {
         "input_ids": examples["input_ids"],

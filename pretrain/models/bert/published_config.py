@@ -76,7 +76,7 @@ def write_config(folder: ModelFolder, vocabulary_size: int, padding_id: int) -> 
         "tie_word_embeddings": True,
         **{theirs: getattr(config, ours) for ours, theirs in (SIZES | OPTIONS).items()},
         "attention_probs_dropout_prob": config.dropout_of_attention,
-        OURS: objective.model_dump(mode="json", exclude={"kind"}) | language,
+        OURS: objective.model_dump(mode="json", exclude={"kind", "stages"}) | language,
     }
 
 
