@@ -62,8 +62,7 @@ def read_sentences(path: Path, subject: Subject, seed: int) -> tuple[list[list[s
     if ".conllu" in path.suffixes:
         read: list[list[str]] = read_conllu_words(path)
     else:
-        lines = list(dict.fromkeys(line for line, _ in read_numbered(path)))
-        read = [subject.embedder.words(line) for line in lines]
+        read = [subject.embedder.words(line) for line, _ in read_numbered(path)]
     sentences = list({tuple(words): words for words in read if words}.values())
     if len(sentences) < 2:
         raise DataError(f"{path}: {len(sentences)} different sentences: at least two are compared")

@@ -104,6 +104,9 @@ def test_figures_are_those_of_a_calculation_by_hand(kind: str, files: tuple[Path
             # vectors differ by rounding, and with them a rank or two
             assert figure(outcome, kind, layer, metric) == pytest.approx(expected, abs=5e-3)
     assert figure(outcome, kind, 0, "spearman") > 0.5, "sums of words find the words that are shared"
+    weights = fit_tf_idf([pair[side] for pair in pairs(40, 1) for side in (1, 2)])
+    counted = np.array([weights.cosine(first, second) for _, first, second in pairs(60, 2)])
+    assert figure(outcome, "static", 0, "spearman") == pytest.approx(spearmanr(counted, gold).statistic, abs=1e-9)
     assert figure(outcome, "static", 0, "spearman") > 0.9
     assert {r.of for r in outcome.results if r.model == "untrained"} == {kind}
     assert all(r.low < r.value < r.high for r in outcome.results)
