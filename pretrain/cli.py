@@ -26,6 +26,12 @@ LONG = (
     "A text longer than the model reads: stop (the default), read it in windows, cut it short (its last words get no "
     "vector), or skip it (0 words). How many there were is said at the end."
 )
+TASKS = [
+    "pos", "dependencies", "entities", "senses", "wic", "minimal-pairs", "similarity", "classification", "geometry",
+]  # fmt: skip
+TEST = "What to test on; by default a fifth of --data, which is left out of what is learned from."
+STATIC = "Word vectors as text (word2vec, GloVe, fastText), to stand beside; by default the model's own, averaged."
+SCORES = "Minimal pairs: write both scores of each pair to FILE, a JSON line a pair."
 DEMO_TAKES = (
     "Trains an ELMo and a BERT on Python's documentation, two processes each, in a few minutes on a laptop:\n"
     "measured were 132 s on two idle cores, and 221 s with one of them busy."
@@ -173,6 +179,46 @@ def evaluate(
     else:
         result = compare(targets, data, checkpoint, lines, language=language, states=states)
     click.echo(json.dumps(result.values()) if as_json else "\n".join(result.lines()))
+
+
+@main.command()
+@click.argument("targets", metavar="RUN|MODEL…", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.option("--task", type=click.Choice(TASKS), required=True, help="What is probed.")
+@click.option("--data", type=click.Path(path_type=Path), metavar="FILE", required=True, help="What to probe with.")
+@click.option("--test", type=click.Path(path_type=Path), metavar="FILE", help=TEST)
+@click.option("--static", type=click.Path(path_type=Path), metavar="FILE", help=STATIC)
+@click.option("--vectors", type=click.Path(path_type=Path), metavar="FOLDER", help="Keep the vectors for next time.")
+@click.option("--json", "file", type=click.Path(path_type=Path), metavar="FILE", help="Write all figures to FILE.")
+@click.option("--html", type=click.Path(path_type=Path), metavar="FILE", help="Write a page with pictures to FILE.")
+@click.option("--scores", type=click.Path(path_type=Path), metavar="FILE", help=SCORES)
+@click.option("--seed", type=click.IntRange(min=0), default=1, show_default=True, help="Of splits and samples.")
+@click.option("--checkpoint", default="best", show_default=True, help="Of a run: best, newest, or a step.")
+def probe(
+    targets: tuple[Path, ...],
+    task: str,
+    data: Path,
+    test: Path | None,
+    static: Path | None,
+    vectors: Path | None,
+    file: Path | None,
+    html: Path | None,
+    scores: Path | None,
+    seed: int,
+    checkpoint: str,
+) -> None:
+    """What each layer of a model knows, beside what it must beat."""
+    check_paths(targets)
+    from pretrain.probe import probe
+    from pretrain.probing.tasks import Inputs
+
+    outcome = probe(targets, task, Inputs(data, test, static=static, scores=scores, seed=seed), checkpoint, vectors)
+    click.echo("\n".join(outcome.lines()))
+    if file is not None:
+        file.write_text(json.dumps(outcome.values(), ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
+    if html is not None:
+        from pretrain.probing.page import page
+
+        html.write_text(page([outcome]), encoding="utf-8")
 
 
 @main.command()

@@ -1,0 +1,35 @@
+"""`pretrain probe`: what each layer of a model knows, beside what it must beat."""
+
+import tempfile
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from pretrain.errors import ConfigError, DataError
+from pretrain.probing.results import FLOORS, Outcome
+from pretrain.probing.subjects import open_subject
+from pretrain.probing.tasks import Inputs, get_task
+
+
+def probe(
+    targets: Sequence[Path], task: str, inputs: Inputs, checkpoint: str = "best", vectors: Path | None = None
+) -> Outcome:
+    """Probes models, run folders or model folders, all with the same data.
+
+    `vectors` is a folder where the vectors of words are kept for the next time; without it, they are only kept until
+    all is done. Raises ConfigError, DataError or ExportError for what cannot be probed.
+    """
+    for path in (inputs.data, inputs.test, inputs.static):
+        if path is not None and not path.is_file():
+            raise DataError(f"{path}: no such file")
+    names = [str(target) for target in targets]
+    if twice := sorted({name for name in names if names.count(name) > 1}):
+        raise ConfigError(f"{twice[0]}: given twice")
+    if taken := sorted({*names} & {*FLOORS}):
+        raise ConfigError(f"{taken[0]}: the name of a floor: give the folder as ./{taken[0]}")
+    subjects = [open_subject(target, checkpoint) for target in targets]
+    run = get_task(task)
+    if vectors is not None:
+        return run(subjects, replace(inputs, vectors=vectors))
+    with tempfile.TemporaryDirectory(prefix="pretrain-vectors-") as folder:
+        return run(subjects, replace(inputs, vectors=Path(folder)))

@@ -1,0 +1,1 @@
+"""What the vectors of a model know: probes of frozen vectors, minimal pairs, geometry."""
