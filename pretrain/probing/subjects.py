@@ -9,9 +9,9 @@ import torch
 
 from pretrain.embedding.embedder import Embedder
 from pretrain.errors import ExportError
-from pretrain.models import get_family
+from pretrain.models import find_family, get_family
 from pretrain.models.family import Family, ModelFolder
-from pretrain.runs.trained import read_model
+from pretrain.runs.trained import is_run, read_trained
 from pretrain.runtime.seeding import seed_of
 
 
@@ -23,6 +23,8 @@ class Subject:
     """As the command line named it: the `model` of its results."""
     folder: ModelFolder
     """The whole model, with its heads, tokenizer and configs."""
+    checkpoint: Path | None = None
+    """Of a run's model: the folder of the checkpoint that its weights are of."""
 
     @property
     def family(self) -> Family:
@@ -49,7 +51,8 @@ class Subject:
 
 def open_subject(path: Path, checkpoint: str = "best") -> Subject:
     """The model of a run folder or a model folder; raises ExportError for what is neither, or has no tokenizer."""
-    folder, _ = read_model(path, checkpoint)
+    trained = read_trained(path, checkpoint) if is_run(path) else None
+    folder = find_family(path).format.read(path) if trained is None else trained.folder
     if folder.tokenizer is None:
         raise ExportError(f"{path} holds a {folder.config.kind} model but no tokenizer, which probes of text need")
-    return Subject(str(path), folder)
+    return Subject(str(path), folder, None if trained is None else trained.path)

@@ -8,7 +8,7 @@ from pretrain.probing.results import FLOORS, Outcome, Result
 
 DESCRIPTIVE = ("geometry",)
 """Tasks whose figures describe and do not score: there is no better and no worse."""
-TITLES = {
+FLOOR_NAMES = {
     "majority": "the majority",
     "untrained": "the untrained model",
     "static": "static vectors",
@@ -70,7 +70,7 @@ class Standing:
 
     def rivals(self) -> list[tuple[str, Result]]:
         """All that the best layer is held against, and what to call it."""
-        named = [("layer 0", self.tokens), *((title, self.floor(name)) for name, title in TITLES.items())]
+        named = [("layer 0", self.tokens), *((title, self.floor(name)) for name, title in FLOOR_NAMES.items())]
         return [(title, result) for title, result in named if result is not None]
 
 
