@@ -49,6 +49,8 @@ def floor_mark(floor: Result, places: Mapping[str, int]) -> Mark:
 
 def floor_name(floor: Result) -> str:
     """What a legend calls a floor."""
+    if floor.of is not None and floor.model == "published":
+        return f"published {floor.of}"
     return floor.model if floor.of is None else f"{floor.model} ({floor.of})"
 
 
@@ -149,8 +151,16 @@ def _labels(flat: Sequence[Result], scale: Scale, places: Mapping[str, int]) -> 
         down = max(HEIGHT * (1 - scale(floor.value)), least + LABEL)
         least = down
         colour = floor_mark(floor, places).colour
-        parts.append(at(1, down, f'<text class="name {colour}" x="6" dy="4">{floor.model} {floor.value:.3f}</text>'))
+        parts.append(
+            at(1, down, f'<text class="name {colour}" x="6" dy="4">{text(_short(floor))} {floor.value:.3f}</text>')
+        )
     return "".join(parts)
+
+
+def _short(floor: Result) -> str:
+    """What fits beside a reference line."""
+    name = floor.of if floor.of is not None and floor.model == "published" else floor.model
+    return name if len(name) <= 12 else f"{name[:11]}…"
 
 
 def _series(
@@ -191,7 +201,9 @@ def group_chart(outcome: Outcome, metric: str, places: Mapping[str, int]) -> str
     order = sorted(rows, key=lambda group: (group is not None, -rows[group][0].value))
     body = "".join(_row(group, rows[group], scale, places) for group in order)
     keys = [Key(r.model, model_mark(places[r.model])) for r in kept if r.model not in FLOORS]
-    keys += [Key(floor_name(r), floor_mark(r, places)) for r in kept if r.model in FLOORS]
+    keys += [Key(floor_name(r), floor_mark(r, places)) for r in kept if r.model in FLOORS and r.model != "published"]
+    if published := list(dict.fromkeys(r.of or "from papers" for r in kept if r.model == "published")):
+        keys.append(Key(f"published: {', '.join(published)}", Mark("neutral", STAR, "line")))
     layers = ", ".join(f"{model}: {'mix' if at == 'mix' else f'layer {at}'}" for model, at in chosen.items())
     caption = f"{metric.replace('_', ' ')} of parts of the data ({layers})"
     axis = _axis(scale)

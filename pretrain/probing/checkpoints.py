@@ -124,7 +124,7 @@ def figures_of(outcome: Outcome) -> dict[str, float]:
 def floors_of(outcome: Outcome) -> dict[str, float]:
     """The floors that do not change from step to step, as `probe_<task>_<floor>`; of several layers the best."""
     held = standing(outcome, _model(outcome), metrics(outcome)[0])
-    best = {name: best_of(r for r in held.floors if r.model == name) for name in ("majority", "untrained", "published")}
+    best = {name: best_of(r for r in held.floors if r.model == name) for name in ("majority", "untrained")}
     return _named(outcome, {name: result.value for name, result in best.items() if result is not None})
 
 

@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from pretrain.errors import ExportError
-from pretrain.probing.results import FLOORS, Outcome, Result
+from pretrain.probing.results import Outcome, Result
 from pretrain.probing.subjects import Subject
 from pretrain.probing.tasks import Inputs
-from pretrain.probing.verdict import DESCRIPTIVE, FLOOR_NAMES, Standing, metrics, shown, standing, verdict
+from pretrain.probing.verdict import DESCRIPTIVE, Standing, is_floor_of, metrics, shown, standing, verdict
 from pretrain.runs.checkpoints import sha256
 from pretrain.runs.folder import RunFolder, versions
 from pretrain.runtime.files import write_atomically
@@ -69,7 +69,7 @@ def evidence_of(outcome: Outcome, subject: Subject, inputs: Inputs) -> Evidence:
     """The part of an outcome that is about one model; sentences of the data are left out."""
     assert subject.checkpoint is not None
     name = subject.name
-    results = tuple(r for r in outcome.results if r.model == name or (r.model in FLOORS and r.of in (None, name)))
+    results = tuple(result for result in outcome.results if result.model == name or is_floor_of(result, name))
     weights = outcome.details.get("mixing_weights", {})
     details = {"mixing_weights": {name: weights[name]}} if name in weights else {}
     given = {"data": inputs.data, "test": inputs.test, "static": inputs.static}
@@ -132,7 +132,7 @@ def _rows(found: Evidence) -> Iterator[list[str]]:
     held = standing(found.outcome, found.model, named[0])
     for title, result in _chosen(held):
         figures = (_same(found.outcome, result, metric) for metric in named)
-        yield [title, *("" if figure is None else shown(figure) for figure in figures)]
+        yield [title.replace("|", "/"), *("" if figure is None else shown(figure) for figure in figures)]
 
 
 def _chosen(held: Standing) -> Iterator[tuple[str, Result]]:
@@ -141,11 +141,7 @@ def _chosen(held: Standing) -> Iterator[tuple[str, Result]]:
         yield (f"best contextual layer, {best.layer}" if several else f"layer {best.layer}"), best
     if held.mix is not None:
         yield "learned mix of all layers", held.mix
-    if held.tokens is not None:
-        yield "layer 0", held.tokens
-    for name, title in FLOOR_NAMES.items():
-        if (floor := held.floor(name)) is not None:
-            yield title, floor
+    yield from held.rivals()
 
 
 def _same(outcome: Outcome, result: Result, metric: str) -> Result | None:

@@ -13,8 +13,8 @@ FLOOR_NAMES = {
     "untrained": "the untrained model",
     "static": "static vectors",
     "control": "the control",
-    "published": "published",
 }
+"""What a sentence calls the floors; figures from papers go by whose they are."""
 
 
 def models(outcomes: Iterable[Outcome]) -> list[str]:
@@ -38,6 +38,20 @@ def shown(result: Result) -> str:
     if not (math.isfinite(result.low) and math.isfinite(result.high)) or result.low == result.high:
         return f"{result.value:.3f}"
     return f"{result.value:.3f} [{result.low:.3f}, {result.high:.3f}]"
+
+
+def is_floor_of(result: Result, model: str) -> bool:
+    """Whether a result is a floor that a model is held against; figures from papers are, whoever they are `of`."""
+    return result.model in FLOORS and (result.model == "published" or result.of in (None, model))
+
+
+def called(result: Result) -> str:
+    """What a sentence calls a floor, or layer 0."""
+    if result.model == "published":
+        return "published figures" if result.of is None else f"published {result.of}"
+    if result.model == "majority" and result.task == "minimal-pairs":
+        return "chance"
+    return FLOOR_NAMES.get(result.model, f"layer {result.layer}")
 
 
 @dataclass(frozen=True)
@@ -70,8 +84,9 @@ class Standing:
 
     def rivals(self) -> list[tuple[str, Result]]:
         """All that the best layer is held against, and what to call it."""
-        named = [("layer 0", self.tokens), *((title, self.floor(name)) for name, title in FLOOR_NAMES.items())]
-        return [(title, result) for title, result in named if result is not None]
+        found = [result for result in (self.tokens, *map(self.floor, FLOOR_NAMES)) if result is not None]
+        found += [result for result in self.floors if result.model == "published"]
+        return [(called(result), result) for result in found]
 
 
 def standing(outcome: Outcome, model: str, metric: str) -> Standing:
@@ -79,7 +94,7 @@ def standing(outcome: Outcome, model: str, metric: str) -> Standing:
     overall = [result for result in outcome.results if result.group is None and result.metric == metric]
     own = [result for result in overall if result.model == model]
     layers = sorted((r for r in own if isinstance(r.layer, int)), key=lambda r: int(r.layer))
-    floors = tuple(r for r in overall if r.model in FLOORS and r.of in (None, model))
+    floors = tuple(r for r in overall if is_floor_of(r, model))
     return Standing(tuple(layers), next((r for r in own if r.layer == "mix"), None), floors)
 
 

@@ -46,7 +46,24 @@ def test_a_layer_above_everything() -> None:
 def test_intervals_that_meet_are_no_difference() -> None:
     assert "; not above static vectors (0.895) beyond the intervals;" in said(*OWN, figure("static", 0, 0.895))
     assert "above layer 0 (0.871) and static vectors (0.892) beyond" in said(*OWN, figure("static", 0, 0.892))
-    assert "; below published (0.940) beyond the intervals;" in said(*OWN, figure("published", 0, 0.94))
+    assert "; below published figures (0.940) beyond the intervals;" in said(*OWN, figure("published", 0, 0.94))
+
+
+def test_figures_from_papers_go_by_whose_they_are() -> None:
+    papers = (figure("published", 0, 0.7, of="an LSTM"), figure("published", 0, 0.99, of="GPT-2"))
+    sentence = said(*OWN, *papers)
+    assert (
+        "above layer 0 (0.871) and published an LSTM (0.700) beyond the intervals; below published GPT-2 (0.990)"
+        in (sentence)
+    )
+
+
+def test_of_two_answers_the_majority_is_chance() -> None:
+    pairs = (
+        replace(figure(MODEL, 2, 0.7), task="minimal-pairs"),
+        replace(figure("majority", 0, 0.5), task="minimal-pairs"),
+    )
+    assert "above chance (0.500)" in said(*pairs)
 
 
 @pytest.mark.parametrize("bound", ["low", "high"])
