@@ -23,8 +23,8 @@ from pretrain.runtime.seeding import seed_of
 
 log = logging.getLogger(__name__)
 
-MAX_MIX_NUMBERS = 2**29
-"""A mix holds all layers of its words in memory, at most so many numbers (2 GiB): wider models learn it from fewer."""
+MIX_WORDS = 20_000
+"""The weights of a mix, which are few, are learned from so many words."""
 
 Labels = NDArray[np.int64]
 """[items]: classes by number; -1 is a label that the training part has not."""
@@ -45,21 +45,20 @@ class Items:
 
 
 class Learner(Protocol):
-    """Learns labels from vectors, and predicts those of the test part."""
+    """Learns the labels of the training items from vectors of all words of that part, [words, width], standardised."""
 
-    def __call__(
+    def predict(
         self,
-        training: Sequence[Tensor],
-        testing: Sequence[Tensor],
+        vectors: tuple[Tensor, Tensor] | None,
         labels: Tensor,
         classes: int,
         suffixes: tuple[Indicators, Indicators] | None = None,
-    ) -> tuple[Labels, list[float]]:
-        """The class of each test item, and the mixing weights.
+    ) -> Labels:
+        """The classes of the test items, learned from `labels` [training items]; `vectors` are those of both parts."""
+        ...
 
-        `training` and `testing` are standardised layers, each [words of the part, width]; `labels` is [items]. Layers
-        may have only the first of the training part's words: then the items among these are learned from.
-        """
+    def learn_mixing(self, layers: Sequence[Tensor], labels: Tensor, classes: int) -> Tensor:
+        """The weights of a scalar mix, [layers]. `layers` have but the first words: items among these are learned."""
         ...
 
 
@@ -71,7 +70,7 @@ class LabelProbes:
     parts: Parts
     training: Items
     testing: Items
-    learn: Learner
+    learner: Learner
     inputs: Inputs
     further_scores: Callable[[Sequence[str]], Figures] = lambda predicted: {}
     """More than accuracy, of the labels predicted for all test items."""
@@ -123,8 +122,7 @@ class LabelProbes:
 
     def add_suffixes(self, suffixes: tuple[Indicators, Indicators]) -> None:
         """A regression on words and their endings without any vectors."""
-        predicted, _ = self.learn([], [], torch.from_numpy(self._labels), len(self._names), suffixes)
-        self._add("suffixes", 0, predicted)
+        self._add("suffixes", 0, self._predict(None, suffixes))
 
     def add_subject(self, subject: Subject, suffixes: tuple[Indicators, Indicators] | None = None) -> None:
         """All layers of a model and their mix, this also together with `suffixes`; and the floors of this model."""
@@ -140,44 +138,39 @@ class LabelProbes:
     ) -> None:
         log.info("%s: vectors of %s", self.task, _shown(subject.name, of))
         vectors = word_vectors(subject, self.parts.all_words, self.inputs.vectors)
-        labels, classes = torch.from_numpy(self._labels), len(self._names)
-        words = len(self._words[0])
+        split = int(vectors.starts[len(self.parts.training)])
+        few = int(vectors.starts[np.searchsorted(vectors.starts, min(MIX_WORDS, split), side="right") - 1])
+        firsts = []
         for layer in range(len(vectors.layers)):
-            training, testing = _standardised_layer(vectors, layer, words, words)
-            self._add(subject.name, layer, self.learn([training], [testing], labels, classes)[0], of)
-            if of is None:
-                self._add_control(subject.name, layer, [training], [testing])
-        fewer = self._words_of_mix(vectors, subject.name)
-        layers = range(len(vectors.layers))
-        both = [_standardised_layer(vectors, layer, fewer, words) for layer in layers]
-        mixed, tested = [training for training, _ in both], [testing for _, testing in both]
-        predicted, mixing = self.learn(mixed, tested, labels, classes)
-        self._add(subject.name, "mix", predicted, of)
+            pair = standardised(vectors.layers[layer, :split], vectors.layers[layer, split:])
+            self._add_pair(subject.name, layer, pair, of)
+            firsts.append(pair[0][:few].clone())
+        mixing = self.learner.learn_mixing(firsts, torch.from_numpy(self._labels), len(self._names))
+        del firsts
+        pair = _mixed(vectors, split, mixing)
+        self._add_pair(subject.name, "mix", pair, of)
         if of is None:
-            self.mixing_weights[subject.name] = mixing
-            self._add_control(subject.name, "mix", mixed, tested)
+            self.mixing_weights[subject.name] = [round(share, 6) for share in mixing.tolist()]
         if suffixes is not None:
-            predicted, _ = self.learn(mixed, tested, labels, classes, suffixes)
-            self._add(subject.name, "mix", predicted, of, "_with_suffixes")
+            self._add(subject.name, "mix", self._predict(pair, suffixes), of, "_with_suffixes")
 
-    def _words_of_mix(self, vectors: WordVectors, name: str) -> int:
-        """How many words of the training part a mix is learned from: those of whole sentences."""
-        layers, _, width = vectors.layers.shape
-        ends = vectors.starts[1 : len(self.parts.training) + 1]
-        fewer = int(max(ends[0], *ends[ends <= MAX_MIX_NUMBERS // (layers * width)]))
-        if fewer < ends[-1]:
-            self.notes.append(f"{name}: the mix is learned from {fewer:,} of {ends[-1]:,} words, to save memory")
-        return fewer
+    def _add_pair(self, name: str, layer: Layer, pair: tuple[Tensor, Tensor], of: str | None) -> None:
+        """What is learned from the vectors of both parts; of a model, not a floor, the control beside it."""
+        self._add(name, layer, self._predict(pair), of)
+        if of is None:
+            answers = self._control_labels(self.testing.words)
+            labels = torch.from_numpy(self._control_labels(self.training.words))
+            predicted = self.learner.predict(pair, labels, len(self._names))
+            figures = {"accuracy": mean_interval(predicted == answers, self.testing.sentences, self.inputs.seed)}
+            self._add_figures("control", layer, figures, name)
 
-    def _add_control(self, name: str, layer: Layer, training: Sequence[Tensor], testing: Sequence[Tensor]) -> None:
-        """Labels drawn for each word type, as often each as in the training part (Hewitt & Liang 2019)."""
-        labels = self._control_labels(self.training.words)
-        answers = self._control_labels(self.testing.words)
-        predicted, _ = self.learn(training, testing, torch.from_numpy(labels), len(self._names))
-        figures = {"accuracy": mean_interval(predicted == answers, self.testing.sentences, self.inputs.seed)}
-        self._add_figures("control", layer, figures, name)
+    def _predict(
+        self, vectors: tuple[Tensor, Tensor] | None, suffixes: tuple[Indicators, Indicators] | None = None
+    ) -> Labels:
+        return self.learner.predict(vectors, torch.from_numpy(self._labels), len(self._names), suffixes)
 
     def _control_labels(self, words: Sequence[str]) -> Labels:
+        """Labels drawn for each word type, as often each as in the training part (Hewitt & Liang 2019)."""
         ends = np.cumsum(self._shares)
         drawn = {word: seed_of("control", self.inputs.seed, word) / 2**63 for word in {*words}}
         numbers = np.searchsorted(ends, [drawn[word] for word in words], side="right")
@@ -186,9 +179,7 @@ class LabelProbes:
     def _add_static(self, types: WordTypes, of: str | None = None) -> dict[str, int]:
         training, _ = types.rows(self._words[0])
         testing, counts = types.rows(self._words[1], training.mean(axis=0, dtype=np.float64).astype(np.float32))
-        pair = standardised(training, testing)
-        predicted, _ = self.learn([pair[0]], [pair[1]], torch.from_numpy(self._labels), len(self._names))
-        self._add("static", 0, predicted, of)
+        self._add("static", 0, self._predict(standardised(training, testing)), of)
         return counts
 
     def _add(self, model: str, layer: Layer, predicted: Labels, of: str | None = None, suffix: str = "") -> None:
@@ -220,9 +211,18 @@ def standardised(training: NDArray[np.float32], testing: NDArray[np.float32]) ->
     return torch.from_numpy(centred * scale), torch.from_numpy((testing - mean) * scale)
 
 
-def _standardised_layer(vectors: WordVectors, layer: int, training: int, words: int) -> tuple[Tensor, Tensor]:
-    """Of the first `training` words, and of all that follow the `words` of the training part."""
-    return standardised(vectors.layers[layer, :training], vectors.layers[layer, words:])
+def _mixed(vectors: WordVectors, split: int, mixing: Tensor) -> tuple[Tensor, Tensor]:
+    """The weighted sum of standardised layers, standardised, of both parts: one layer at a time in memory."""
+    total: tuple[Tensor, Tensor] | None = None
+    for layer, share in enumerate(mixing):
+        pair = standardised(vectors.layers[layer, :split], vectors.layers[layer, split:])
+        if total is None:
+            total = pair[0].mul_(share), pair[1].mul_(share)
+        else:
+            total[0].add_(pair[0], alpha=float(share))
+            total[1].add_(pair[1], alpha=float(share))
+    assert total is not None
+    return standardised(total[0].numpy(), total[1].numpy())
 
 
 def _shown(model: str, of: str | None) -> str:

@@ -18,6 +18,8 @@ TOLERANCE = 1e-4
 """A fit has converged where no derivative of the mean loss is larger, in the coordinates of the search."""
 FIRST_ITEMS = 10_000
 """A search begins with so many items, because each step over all of them is dear."""
+ROUND_STEPS, MAX_ROUNDS, WORTH = 50, 8, 1e-3
+"""A mix is searched for in rounds, until one betters the objective by less than this share."""
 CERTAINTY = 0.1
 """How much less curved the loss of a fitted regression is than that of one that only knows how frequent labels are."""
 
@@ -98,38 +100,69 @@ def fit(inputs: Inputs, labels: Tensor, classes: int, inverse_strength: float = 
 
     The penalty is half the squared weights, divided by `inverse_strength` × items, as in scikit-learn; the bias goes
     without. Several layers are summed with softmax-normalised weights, which are learned with the rest (Peters et al.
-    2018, equation 1; its factor γ is part of the regression's weights).
+    2018, equation 1; its factor γ is part of the regression's weights). That is not convex: it is gone downhill from
+    equal weights for as long as it is worth it.
     """
-    whole = _Search(inputs, labels, classes, 1 / (inverse_strength * len(labels)))
-    start = whole.zeros()
-    if len(labels) >= 2 * FIRST_ITEMS:
-        part = _Search(inputs.first(FIRST_ITEMS), labels[:FIRST_ITEMS], classes, whole.penalty)
-        start = whole.scaled(part.unscaled(part.minimise(part.zeros(), 10 * TOLERANCE)[0]))
-    found, steps = whole.minimise(start, TOLERANCE)
-    if steps >= MAX_STEPS:
-        log.warning("a regression has not converged after %d steps", steps)
+    penalty = 1 / (inverse_strength * len(labels))
+    whole = _Search(inputs, labels, classes, penalty)
+    if len(inputs.layers) > 1:
+        whole, found, steps = _rounds(whole)
+    else:
+        start = whole.zeros()
+        if len(labels) >= 2 * FIRST_ITEMS:
+            part = _Search(inputs.first(FIRST_ITEMS), labels[:FIRST_ITEMS], classes, penalty)
+            start = whole.scaled(part.unscaled(part.minimise(part.zeros(), 10 * TOLERANCE)[0]))
+        found, steps = whole.minimise(start, TOLERANCE)
+        if steps >= MAX_STEPS:
+            log.warning("a regression has not converged after %d steps", steps)
     with torch.no_grad():
         objective = float(whole.objective(found))
         bias, mixing, weights, indicator_weights = whole.unscaled(found)
     return Regression(bias, weights, torch.softmax(mixing, 0), indicator_weights, objective, steps)
 
 
+def _rounds(search: "_Search") -> "tuple[_Search, list[Tensor], int]":
+    """Where a search for a mix ends, in the coordinates of the last round, and its steps."""
+    before, total = float("inf"), 0
+    found = search.zeros()
+    for _ in range(MAX_ROUNDS):
+        found, steps = search.minimise(found, TOLERANCE, ROUND_STEPS)
+        total += steps
+        objective = float(search.objective(found))
+        if objective > (1 - WORTH) * before:
+            break
+        before, plain = objective, search.unscaled(found)
+        search = _Search(search.inputs, search.labels, search.classes, search.penalty, torch.softmax(plain[1], 0))
+        found = search.scaled(plain)
+    return search, found, total
+
+
+def mix(layers: Sequence[Tensor], mixing: Tensor) -> Tensor:
+    """The weighted sum of layers, each [items, width]."""
+    if len(layers) == 1:
+        return layers[0]
+    return sum((share * layer for share, layer in zip(mixing, layers, strict=True)), start=torch.zeros(()))
+
+
 class _Search:
     """What is minimised, in coordinates in which it is about equally curved in all directions.
 
     The dimensions of contextual vectors are far from independent, and some features are far rarer than others: with
-    plain weights L-BFGS takes many times as many steps to the same minimum.
+    plain weights L-BFGS takes many times as many steps to the same minimum. `mixing` is about how layers are mixed.
     """
 
-    def __init__(self, inputs: Inputs, labels: Tensor, classes: int, penalty: float) -> None:
+    def __init__(
+        self, inputs: Inputs, labels: Tensor, classes: int, penalty: float, mixing: Tensor | None = None
+    ) -> None:
         self.inputs, self.labels, self.classes, self.penalty = inputs, labels, classes, penalty
         shares = torch.bincount(labels, minlength=classes) / len(labels)
         curvature = CERTAINTY * shares * (1 - shares)  # of each class's loss by its logit
         self._bias_scales = (curvature + penalty).rsqrt()
         self._directions, self._scales = torch.zeros(0, 0), torch.zeros(0, classes)
         if inputs.layers:
-            mean = sum(inputs.layers[1:], start=inputs.layers[0]) / len(inputs.layers)
-            variances, self._directions = torch.linalg.eigh(mean.T @ mean / len(mean))
+            layers = len(inputs.layers)
+            mixed = mix(inputs.layers, torch.full((layers,), 1 / layers) if mixing is None else mixing)
+            variances, self._directions = torch.linalg.eigh(mixed.T @ mixed / len(mixed))
             self._scales = (variances.clamp(min=0)[:, None] * curvature + penalty).rsqrt()
         self._indicator_scales = torch.zeros(0, classes)
         if inputs.indicators is not None:
@@ -165,12 +198,14 @@ class _Search:
         squares = weights.square().sum() + indicator_weights.square().sum()
         return functional.cross_entropy(logits.expand(len(self.labels), -1), self.labels) + self.penalty / 2 * squares
 
-    def minimise(self, start: Sequence[Tensor], tolerance: float) -> tuple[list[Tensor], int]:
+    def minimise(
+        self, start: Sequence[Tensor], tolerance: float, max_steps: int = MAX_STEPS
+    ) -> tuple[list[Tensor], int]:
         """The parameters at the minimum, in coordinates of the search, and the number of steps."""
         parameters = [tensor.clone().requires_grad_() for tensor in start]
         optimizer = torch.optim.LBFGS(
             [parameter for parameter in parameters if parameter.numel()],
-            max_iter=MAX_STEPS,
+            max_iter=max_steps,
             tolerance_grad=tolerance,
             tolerance_change=1e-8,
             history_size=20,

@@ -10,7 +10,7 @@ from pretrain.errors import DataError
 from pretrain.probing.tasks import Inputs
 from pretrain.runtime.seeding import generator
 
-MAX_WORDS = 100_000
+MAX_WORDS = 50_000
 """More words are not learned from: they take longer and change little."""
 MIN_DOCUMENTS = 20
 """So many documents are divided as wholes; where there are fewer, sentences are."""

@@ -8,11 +8,12 @@ import torch
 from torch import Tensor
 
 from pretrain.probing.affixes import affix_features
-from pretrain.probing.label_probes import Items, LabelProbes, Labels
+from pretrain.probing.label_probes import Figures, Items, LabelProbes, Labels
 from pretrain.probing.regression import Indicators, fit
 from pretrain.probing.regression import Inputs as Seen
 from pretrain.probing.results import Outcome
 from pretrain.probing.sentences import Sentence, divide
+from pretrain.probing.spans import read_entities, span_f1, spans
 from pretrain.probing.subjects import Subject
 from pretrain.probing.tasks import Inputs
 from pretrain.probing.treebanks import read_tagged
@@ -32,6 +33,29 @@ def probe_pos(subjects: Sequence[Subject], inputs: Inputs) -> Outcome:
     return probes.outcome()
 
 
+def probe_entities(subjects: Sequence[Subject], inputs: Inputs) -> Outcome:
+    """F1 of entities, each with its exact words and type, from a tag for each word; and the accuracy of the tags."""
+    parts = divide(inputs, read_entities)
+    training, testing = tagged_words(parts.training), tagged_words(parts.testing)
+    gold = [sentence.tags for sentence in parts.testing]
+    ends = np.cumsum([len(tags) for tags in gold])
+
+    def scores(predicted: Sequence[str]) -> Figures:
+        tags = [predicted[end - len(true) : end] for end, true in zip(ends, gold, strict=True)]
+        return {"f1": span_f1(gold, tags, inputs.seed)}
+
+    probes = LabelProbes("entities", parts, training, testing, WordLearner(training, testing), inputs, scores)
+    there = sum(len(spans(tags)) for tags in gold)
+    probes.notes.append(
+        f"f1: of {there:,} entities, exact words and type, from a tag for each word, as conlleval counts"
+    )
+    probes.add_majority()
+    probes.add_static_file()
+    for subject in subjects:
+        probes.add_subject(subject)
+    return probes.outcome()
+
+
 def tagged_words(sentences: Sequence[Sentence]) -> Items:
     """The words that have a tag."""
     words = [word for sentence in sentences for word in sentence.words]
@@ -48,21 +72,25 @@ class WordLearner:
     training: Items
     testing: Items
 
-    def __call__(
+    def predict(
         self,
-        training: Sequence[Tensor],
-        testing: Sequence[Tensor],
+        vectors: tuple[Tensor, Tensor] | None,
         labels: Tensor,
         classes: int,
         suffixes: tuple[Indicators, Indicators] | None = None,
-    ) -> tuple[Labels, list[float]]:
-        """The class of each test item, and the mixing weights (`Learner`)."""
-        rows = self.training.rows if not training else self.training.rows[self.training.rows < len(training[0])]
-        seen = Seen(_rows(training, rows), suffixes and suffixes[0].first(len(rows)))
-        regression = fit(seen, labels[: len(rows)], classes)
-        predicted = regression.predict(Seen(_rows(testing, self.testing.rows), suffixes and suffixes[1]))
-        return predicted.numpy(), regression.mixing.tolist()
+    ) -> Labels:
+        """The classes of the test items (`Learner`)."""
+        seen, tested = (
+            Seen([] if vectors is None else [_rows(vectors[part], items.rows)], suffixes and suffixes[part])
+            for part, items in enumerate((self.training, self.testing))
+        )
+        return fit(seen, labels, classes).predict(tested).numpy()
+
+    def learn_mixing(self, layers: Sequence[Tensor], labels: Tensor, classes: int) -> Tensor:
+        """The weights of a scalar mix (`Learner`)."""
+        rows = self.training.rows[self.training.rows < len(layers[0])]
+        return fit(Seen([_rows(layer, rows) for layer in layers]), labels[: len(rows)], classes).mixing
 
 
-def _rows(layers: Sequence[Tensor], rows: Labels) -> list[Tensor]:
-    return [layer if len(rows) == len(layer) else layer[torch.from_numpy(rows)] for layer in layers]
+def _rows(layer: Tensor, rows: Labels) -> Tensor:
+    return layer if len(rows) == len(layer) else layer[torch.from_numpy(rows)]
