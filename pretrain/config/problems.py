@@ -37,6 +37,7 @@ EXAMPLES = {
     "data.held_out": """data.held_out=0.02, or 'data.held_out=[{kind: text, files: "held-out/*.txt"}]'""",
     "data.held_out.files": 'files: "held-out/*.txt", or files: [one.txt, two.txt]',
     "objective.stages": "'objective.stages=[{until_step: 1000, max_sequence_length: 32}]'",
+    "evaluation.probes": "'evaluation.probes=[{task: pos, data: dev.conllu}]'",
     "model.filters": "'model.filters=[[1, 32], [2, 32], [3, 64]]', pairs of a width and a number of filters",
 }
 """How options that are lists, or may be, are written; as on a command line, where the shell must not cut them up."""

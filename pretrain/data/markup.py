@@ -2,9 +2,9 @@
 
 import html
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from itertools import chain
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, NamedTuple
 from xml.parsers import expat
 
 from pretrain.config.data import ConlluSource, XmlSource
@@ -26,23 +26,63 @@ BREAKS = {"br", "lb", "cb", "pb"}
 """Empty elements that stand for white space (unless TEI's `break="no"` says otherwise)."""
 
 
+class ConlluRow(NamedTuple):
+    """A line of CoNLL-U that is no comment."""
+
+    columns: list[str]
+    first: int
+    """The number of the word; of several words, which `first`-`last` stands for, that of the first."""
+    last: int | None
+    is_empty: bool
+    """Whether it is an empty node, which is no word of the text."""
+
+    @property
+    def is_word(self) -> bool:
+        """Whether it is a single word."""
+        return self.last is None and not self.is_empty
+
+
 def read_conllu(source: ConlluSource) -> Iterator[str]:
     """Documents as lines of a sentence each; a file without `# newdoc` is one document."""
     for name, file in open_files(source.files):
         document: list[str] = []
-        sentence: list[tuple[int, str]] = []
-        for number, line in enumerate(chain(read_lines(file, name, source.encoding), [""]), 1):
-            if line.strip():
-                sentence.append((number, line))
-                if line.startswith("#") and line[1:].split()[:1] == ["newdoc"] and document:
-                    yield "\n".join(document)
-                    document = []
-            elif sentence:
-                if text := _sentence(sentence, name):
-                    document.append(text)
-                sentence = []
+        for sentence in conllu_sentences(file, name, source.encoding):
+            if begins_document(sentence) and document:
+                yield "\n".join(document)
+                document = []
+            if text := _sentence(sentence, name):
+                document.append(text)
         if document:
             yield "\n".join(document)
+
+
+def conllu_sentences(file: BinaryIO, name: str, encoding: str = "utf-8") -> Iterator[list[tuple[int, str]]]:
+    """The sentences of a CoNLL-U file: their lines, comments too, each with its number."""
+    sentence: list[tuple[int, str]] = []
+    for number, line in enumerate(chain(read_lines(file, name, encoding), [""]), 1):
+        if line.strip():
+            sentence.append((number, line))
+        elif sentence:
+            yield sentence
+            sentence = []
+
+
+def begins_document(sentence: Iterable[tuple[int, str]]) -> bool:
+    """Whether a sentence's comments say that it is the first of a document."""
+    return any(line.startswith("#") and line[1:].split()[:1] == ["newdoc"] for _, line in sentence)
+
+
+def conllu_row(line: str, number: int, name: str) -> ConlluRow:
+    """The row on a line; raises DataError, with file and line, for what is none."""
+    columns = line.split("\t")
+    index = _INDEX.fullmatch(columns[0])
+    if len(columns) != COLUMNS or index is None:
+        raise DataError(
+            f"{name}, line {number}: not CoNLL-U, whose lines have {COLUMNS} columns separated by tabs, first the "
+            f"number of a word (here: {len(columns)}, first {columns[0][:20]!r})"
+        )
+    first, last, empty = index.groups()
+    return ConlluRow(columns, int(first), int(last) if last else None, bool(empty))
 
 
 def _sentence(lines: list[tuple[int, str]], name: str) -> str:
@@ -55,17 +95,11 @@ def _sentence(lines: list[tuple[int, str]], name: str) -> str:
             if key.strip() == "text" and value.strip():
                 return value.strip()
             continue
-        columns = line.split("\t")
-        index = _INDEX.fullmatch(columns[0])
-        if len(columns) != COLUMNS or index is None:
-            raise DataError(
-                f"{name}, line {number}: not CoNLL-U, whose lines have {COLUMNS} columns separated by tabs, first the "
-                f"number of a word (here: {len(columns)}, first {columns[0][:20]!r})"
-            )
-        first, last, is_empty = index.groups()
-        if not is_empty and int(first) > covered:
-            words.append(columns[1] if "SpaceAfter=No" in columns[-1].split("|") else f"{columns[1]} ")
-        covered = int(last) if last else covered
+        row = conllu_row(line, number, name)
+        if not row.is_empty and row.first > covered:
+            form, misc = row.columns[1], row.columns[-1]
+            words.append(form if "SpaceAfter=No" in misc.split("|") else f"{form} ")
+        covered = row.last or covered
     return "".join(words).strip()
 
 

@@ -6,9 +6,10 @@ from typing import Any, Literal
 
 Layer = int | Literal["mix"]
 """A layer by number, 0 being the token layer, or the learned scalar mix of all."""
-FLOORS = ("majority", "untrained", "static", "control", "published")
-"""What stands beside models: the most frequent answer, a randomly initialised model of the same shape, vectors of word
-types, the same probe on labels drawn at random for each word type, and figures from papers."""
+FLOORS = ("majority", "suffixes", "untrained", "static", "control", "published")
+"""What stands beside models: the most frequent answer, the words and their endings without vectors, a randomly
+initialised model of the same shape, vectors of word types, the same probe on labels drawn at random for each word type,
+and figures from papers."""
 
 
 @dataclass(frozen=True)

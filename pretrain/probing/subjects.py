@@ -11,9 +11,9 @@ import torch
 from pretrain.embedding.embedder import Embedder
 from pretrain.embedding.sentence_modules import SentenceModules, modules_of_run, read_sentence_modules
 from pretrain.errors import ExportError
-from pretrain.models import get_family
+from pretrain.models import find_family, get_family
 from pretrain.models.family import Family, ModelFolder
-from pretrain.runs.trained import is_run, read_model
+from pretrain.runs.trained import is_run, read_trained
 from pretrain.runtime.seeding import seed_of
 
 
@@ -27,6 +27,8 @@ class Subject:
     """The whole model, with its heads, tokenizer and configs."""
     sentence_modules: SentenceModules | None = None
     """How its folder makes one vector of a text, where it says so."""
+    checkpoint: Path | None = None
+    """Of a run's model: the folder of the checkpoint that its weights are of."""
 
     @property
     def family(self) -> Family:
@@ -60,14 +62,15 @@ class Subject:
 
 def open_subject(path: Path, checkpoint: str = "best") -> Subject:
     """The model of a run folder or a model folder; raises ExportError for what is neither, or has no tokenizer."""
-    folder, _ = read_model(path, checkpoint)
+    trained = read_trained(path, checkpoint) if is_run(path) else None
+    folder = find_family(path).format.read(path) if trained is None else trained.folder
     if folder.tokenizer is None:
         raise ExportError(f"{path} holds a {folder.config.kind} model but no tokenizer, which probes of text need")
-    if is_run(path):
+    if trained is not None:
         modules = modules_of_run(path, get_family(folder.config.kind).format.sentence_pooling)
     else:
         modules = read_sentence_modules(path)
-    return Subject(str(path), folder, modules)
+    return Subject(str(path), folder, modules, None if trained is None else trained.path)
 
 
 def beside_untrained(subjects: Sequence[Subject], seed: int) -> Iterator[tuple[Subject, str | None]]:
