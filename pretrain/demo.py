@@ -1,23 +1,24 @@
 """`pretrain demo`: both families, two ranks, from text that every machine has to vectors, in minutes on a laptop."""
 
 import logging
+import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from pretrain.config.load import load_config
 from pretrain.config.run import RunConfig
 from pretrain.data.corpus import open_corpus, source_weights
-from pretrain.embedding.embedder import Embedder
 from pretrain.evaluate import evaluate
 from pretrain.export import export
 from pretrain.models import FAMILIES, get_family
-from pretrain.models.family import ModelFolder
+from pretrain.probing.results import Outcome, Result
+from pretrain.probing.senses import Occurrence, probe_occurrences, read_occurrences
+from pretrain.probing.subjects import open_subject
 from pretrain.runs.evaluation import Evaluation
 from pretrain.runs.folder import RunFolder
 from pretrain.runs.held_out import evaluate_model
@@ -26,53 +27,10 @@ from pretrain.train import count_gpus, local_ranks, train
 
 log = logging.getLogger(__name__)
 
-SENSES: dict[str, dict[str, list[str]]] = {
-    "key": {
-        "of a dictionary": [
-            "If the key is not in the dictionary, a KeyError is raised.",
-            "The mapping returns the value stored under the key.",
-            "Each key in the dictionary must be hashable.",
-        ],
-        "for sorting": [
-            "The key function is called once for each element to be sorted.",
-            "Sort the list with a key function that returns the length of each item.",
-            "The key argument specifies a function of one argument used for ordering.",
-        ],
-    },
-    "class": {
-        "of objects": [
-            "The class defines a method that is called when an instance is created.",
-            "A subclass inherits the attributes of its base class.",
-            "Create an instance of the class and call its methods.",
-        ],
-        "of characters": [
-            "The special character class matches any decimal digit in the string.",
-            "Inside a character class, most characters of the pattern lose their meaning.",
-            "The pattern uses a character class to match white space.",
-        ],
-    },
-    "pass": {
-        "the statement": [
-            "The pass statement is a null operation and nothing happens.",
-            "Use the pass statement when no code needs to be executed.",
-            "A pass statement is useful as a placeholder in a function body.",
-        ],
-        "hand over": [
-            "You can pass the file name as the first argument.",
-            "To change the default, pass a function that returns a string.",
-            "If you pass a keyword argument, it is given to the constructor.",
-        ],
-    },
-}
-"""Words with several meanings, in sentences of the demo's own domain."""
-
-
-@dataclass(frozen=True)
-class Contrast:
-    """Mean cosines between a word's vectors in one layer: sentences of one sense, and of different senses."""
-
-    same: float
-    different: float
+SENSES = Path(__file__).with_name("demo_senses.tsv")
+"""Words in two senses, eight sentences of each, in the demo's own domain but none of its text."""
+DRAWN = 4
+"""Words whose vectors are drawn: the first ones of the file, so that none is chosen for how it looks."""
 
 
 @dataclass(frozen=True)
@@ -84,16 +42,27 @@ class Shown:
     metrics: list[dict[str, Any]]
     before: Evaluation
     after: Evaluation
-    vectors: dict[str, NDArray[np.float32]]
-    """Per word: [layers, sentences, width]."""
-    contrasts: dict[str, dict[str, Contrast]]
-    """Per word: of layer 0, of the top layer, and of the untrained model's top layer."""
+    senses: Outcome
+
+    def accuracies(self, model: str) -> list[Result]:
+        """How often a word is nearest to its own sense, by layer: of the trained model (its folder) or `untrained`."""
+        return [
+            result
+            for result in self.senses.results
+            if (result.model, result.metric, result.group) == (model, "nearest_sense", None)
+        ]
+
+    @property
+    def chance(self) -> float:
+        """The share of the most frequent sense."""
+        return self.accuracies("majority")[0].value
 
 
 def demo(folder: Path, say: Callable[[str], None]) -> Path:
     """Trains, exports and shows both families in `folder`; returns the picture. Says what it does line by line."""
     began = time.monotonic()
-    shown = {kind: show_family(kind, folder, say) for kind in FAMILIES}
+    occurrences = read_occurrences(SENSES)
+    shown = {kind: show_family(kind, folder, occurrences, say) for kind in FAMILIES}
     picture = folder / "demo.png"
     draw(shown, picture)
     say(f"\nDone in {time.monotonic() - began:.0f} s. What it made:")
@@ -109,7 +78,7 @@ def demo(folder: Path, say: Callable[[str], None]) -> Path:
     return picture
 
 
-def show_family(kind: str, folder: Path, say: Callable[[str], None]) -> Shown:
+def show_family(kind: str, folder: Path, occurrences: Sequence[Occurrence], say: Callable[[str], None]) -> Shown:
     """Trains one family's demo config, exports it, and looks at what it has learned."""
     gpus = ["sharding.ranks=auto"] if count_gpus() else []  # each rank needs one of its own
     config = load_config(f"configs/{kind}/demo.yaml", [f"run_root={folder}", *gpus])
@@ -122,76 +91,53 @@ def show_family(kind: str, folder: Path, say: Callable[[str], None]) -> Shown:
     model = folder / f"{config.name}-model"
     if not model.exists():
         export(run, model)
-    result = inspect_run(config, run, model)
+    result = inspect_run(config, run, model, occurrences)
     for line in describe(kind, result):
         say(line)
     return result
 
 
-def inspect_run(config: RunConfig, run: Path, model: Path) -> Shown:
-    """The numbers behind the picture: of the trained model, beside the untrained one."""
+def inspect_run(config: RunConfig, run: Path, model: Path, occurrences: Sequence[Occurrence]) -> Shown:
+    """The numbers behind the picture: of the trained model, beside the untrained one.
+
+    Where states could be carried, held-out sentences start from zero all the same, as the sentences do whose vectors
+    are shown.
+    """
     corpus = open_corpus(RunFolder(run).prepared(), source_weights(config.data))
     untrained = build_untrained(config, read_tokenizer(config, RunFolder(run).tokenizer))
-    embedder = Embedder.load(model)
-    vectors = {word: word_vectors(embedder, word) for word in SENSES}
-    fresh = as_embedder(config, untrained)
+    reset = get_family(config.model.kind).training.build_sentences is not None
+    with tempfile.TemporaryDirectory(prefix="pretrain-demo-") as vectors:
+        senses = probe_occurrences([open_subject(model)], occurrences, Path(vectors))
     return Shown(
         run=run,
         model=model,
         metrics=RunFolder(run).read_metrics(),
-        before=Evaluation("before training", evaluate_model(untrained, corpus.held_out), None),
-        after=evaluate(run),
-        vectors=vectors,
-        contrasts={
-            word: {
-                "layer 0": contrast(word, vectors[word][0]),
-                "top layer": contrast(word, vectors[word][-1]),
-                "untrained": contrast(word, word_vectors(fresh, word)[-1]),
-            }
-            for word in SENSES
-        },
+        before=Evaluation("before training", evaluate_model(untrained, corpus.held_out, reset=reset), None),
+        after=evaluate(run, states="reset" if reset else None),
+        senses=senses,
     )
-
-
-def as_embedder(config: RunConfig, folder: ModelFolder) -> Embedder:
-    """An Embedder of a model in memory."""
-    assert folder.tokenizer is not None
-    return Embedder(get_family(config.model.kind), folder.model, folder.tokenizer)
-
-
-def word_vectors(embedder: Embedder, word: str) -> NDArray[np.float32]:
-    """The vectors of a word in its sentences, float32 [layers, sentences, width], senses one after another."""
-    sentences = [sentence for group in SENSES[word].values() for sentence in group]
-    encoded = embedder.encode(sentences, layers="all")
-    places = [embedder.words(sentence).index(word) for sentence in sentences]
-    return np.stack([vectors[:, place] for vectors, place in zip(encoded, places, strict=True)], axis=1)
-
-
-def contrast(word: str, vectors: NDArray[np.float32]) -> Contrast:
-    """Mean cosines of a word's vectors [sentences, width], within and across senses."""
-    senses = np.repeat(np.arange(len(SENSES[word])), [len(group) for group in SENSES[word].values()])
-    units = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
-    cosines = units @ units.T
-    others = ~np.eye(len(senses), dtype=bool)
-    same = senses[:, None] == senses[None, :]
-    return Contrast(float(cosines[same & others].mean()), float(cosines[~same].mean()))
 
 
 def describe(kind: str, shown: Shown) -> list[str]:
     """What came out, for a terminal."""
     losses = [line["loss"] for line in shown.metrics]
     before, after = shown.before.losses, shown.after.losses
+    trained, untrained = shown.accuracies(str(shown.model)), shown.accuracies("untrained")
     lines = [
         f"{kind}: loss {losses[0]:.2f} {sparkline(losses)} {losses[-1]:.2f}",
         f"{kind}: held-out perplexity {before.perplexity:,.0f} before, {after.perplexity:,.1f} after training "
         f"(a unigram model: {np.exp(shown.after.unigram_loss or 0.0):,.0f})",
-        f"{kind}: cosine of a word with itself in sentences of the same sense | of different senses",
-        f"  {'word':8s}{'layer 0':>18s}{'top layer':>18s}{'untrained, top':>18s}",
+        f"{kind}: words nearest to their own sense of two, in sentences never trained on (chance {shown.chance:.0%}; "
+        "95 % intervals)",
+        f"  {'layer':8s}{'trained':>22s}{'untrained':>22s}",
     ]
-    for word, by_layer in shown.contrasts.items():
-        cells = "".join(f"{c.same:>10.3f} | {c.different:.3f}" for c in by_layer.values())
-        lines.append(f"  {word:8s}{cells}")
+    for one, other in zip(trained, untrained, strict=True):
+        lines.append(f"  {one.layer!s:8s}{_percent(one):>22s}{_percent(other):>22s}")
     return lines
+
+
+def _percent(result: Result) -> str:
+    return f"{100 * result.value:.1f} % [{100 * result.low:.0f}, {100 * result.high:.0f}]"
 
 
 def sparkline(values: list[float], width: int = 48) -> str:
@@ -203,18 +149,18 @@ def sparkline(values: list[float], width: int = 48) -> str:
 
 
 def draw(shown: dict[str, Shown], path: Path) -> None:
-    """The picture: loss curves, and for each word its vectors in two dimensions, layer 0 beside the top layer."""
+    """The picture: for each family its loss, how well each layer tells senses apart, and some words' vectors."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    words = list(SENSES)
-    figure = Figure(figsize=(4 + 3.1 * len(words), 3.6 * len(shown)), layout="constrained")
+    figure = Figure(figsize=(7.5 + 3.0 * DRAWN, 3.7 * len(shown)), layout="constrained")
     FigureCanvasAgg(figure)
-    grid = figure.subplots(len(shown), 1 + len(words), squeeze=False, width_ratios=[1.3] + [1] * len(words))
+    grid = figure.subplots(len(shown), 2 + DRAWN, squeeze=False, width_ratios=[1.2, 1.3] + [1] * DRAWN)
     for row, (kind, result) in zip(grid, shown.items(), strict=True):
         _draw_loss(row[0], kind, result)
-        for axis, word in zip(row[1:], words, strict=True):
-            _draw_word(axis, kind, word, result.vectors[word][-1], result.contrasts[word])
+        _draw_senses(row[1], kind, result)
+        for axis, drawn in zip(row[2:], result.senses.details["sense_maps"], strict=False):
+            _draw_word(axis, kind, drawn)
     figure.suptitle("pretrain demo: what a few minutes on Python's documentation teach")
     figure.savefig(path, dpi=110)
 
@@ -229,20 +175,24 @@ def _draw_loss(axis: Any, kind: str, shown: Shown) -> None:
     axis.legend()
 
 
-def _draw_word(axis: Any, kind: str, word: str, vectors: NDArray[np.float32], by_layer: dict[str, Contrast]) -> None:
-    centred = vectors - vectors.mean(axis=0)
-    left, scale, _ = np.linalg.svd(centred, full_matrices=False)
-    points = left[:, :2] * scale[:2]
-    start = 0
-    for marker, (sense, sentences) in zip("osD", SENSES[word].items(), strict=False):
-        group = points[start : start + len(sentences)]
-        axis.scatter(group[:, 0], group[:, 1], marker=marker, s=60, label=sense)
-        start += len(sentences)
-    top, bottom = by_layer["top layer"], by_layer["layer 0"]
-    axis.set_title(f"{kind}: “{word}”, top layer (PCA)", fontsize=10)
-    axis.set_xlabel(
-        f"same − different sense: {top.same - top.different:+.3f}\n(layer 0: {bottom.same - bottom.different:+.3f})",
-        fontsize=9,
-    )
+def _draw_senses(axis: Any, kind: str, shown: Shown) -> None:
+    for name, model, shift in (("trained", str(shown.model), -0.06), ("untrained", "untrained", 0.06)):
+        results = shown.accuracies(model)
+        values = np.array([[result.value, result.low, result.high] for result in results]) * 100
+        errors = np.abs(values[:, 1:] - values[:, :1]).T
+        layers = np.arange(len(results)) + shift
+        axis.errorbar(layers, values[:, 0], yerr=errors, marker="o", capsize=3, label=name)
+    axis.axhline(100 * shown.chance, color="gray", linestyle=":", label="chance")
+    axis.set(title=f"{kind}: nearest to its own sense (%)", xlabel="layer (0: the word alone)", ylim=(0, 100))
+    axis.set_xticks(range(len(shown.accuracies("untrained"))))
+    axis.legend(loc="lower right", fontsize=8)
+
+
+def _draw_word(axis: Any, kind: str, drawn: dict[str, Any]) -> None:
+    points, senses = np.array(drawn["points"]), np.array(drawn["senses"])
+    for marker, sense in zip("osD^", dict.fromkeys(drawn["senses"]), strict=False):
+        group = points[senses == sense]
+        axis.scatter(group[:, 0], group[:, 1], marker=marker, s=50, label=sense)
+    axis.set_title(f"{kind}: “{drawn['word']}”, layer {drawn['layer']} (PCA)", fontsize=10)
     axis.set(xticks=[], yticks=[])
     axis.legend(fontsize=8)
