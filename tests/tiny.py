@@ -25,7 +25,9 @@ TINY = {
         "model.cell_size=32",
         "model.projection_size=16",
         "objective.unroll_length=8",
+        "objective.softmax=sampled",
         "objective.num_negatives=64",
+        "optimizer={kind: adagrad, peak_learning_rate: 0.2}",
     ],
     "bert": [
         "tokenizer.vocabulary_size=200",
@@ -33,8 +35,12 @@ TINY = {
         "model.num_layers=2",
         "model.num_heads=2",
         "model.intermediate_size=64",
+        "model.dropout=0.1",
+        "model.initializer_range=0.02",
         "objective.max_sequence_length=32",
+        "objective.stages=[]",
         "model.max_positions=40",
+        "optimizer={kind: adamw, peak_learning_rate: 2.0e-3}",
         "schedule.warmup_steps=4",
     ],
 }
@@ -44,6 +50,7 @@ def tiny_overrides(family: str, corpus: Path, run_root: Path, *more: str) -> lis
     """Overrides that turn a family's demo config into a run of a second or two."""
     return [
         *TINY[family],
+        "batch={global_size: 32, micro_size: 8}",
         f"data.sources=[{{kind: text, files: {json.dumps(str(corpus))}}}]",
         "data.block_tokens=1024",
         "data.held_out=0.05",

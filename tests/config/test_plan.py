@@ -118,7 +118,8 @@ def test_flops_of_planned_and_of_real_sequences() -> None:
 FIXED = (
     "data.lanes=8",
     "batch={global_size: 32, micro_size: 8}",
-    "objective.max_sequence_length=64",
+    "model.dropout=0.1",
+    "objective={max_sequence_length: 64, stages: []}",
     "schedule.total_steps=300",
     "optimizer={kind: adamw, peak_learning_rate: 1e-3}",
     "precision=32-true",
