@@ -5,7 +5,7 @@ import math
 import pytest
 
 from pretrain.models.loss import Losses
-from pretrain.runs.evaluation import Comparison, Evaluation
+from pretrain.runs.evaluation import Comparison, Evaluation, StateLosses
 
 
 def masked(loss: float, right: float | None = None, count: int = 5_000) -> Losses:
@@ -55,6 +55,46 @@ def test_beside_word_frequencies(loss: float, says: str) -> None:
         assert not any("verdict" in line for line in Evaluation("a", losses, None).lines())
     few = masked(loss, count=312)
     assert Evaluation("a", few, 6.75).verdict == f"{says} (uncertain: only 312 predictions)"
+
+
+@pytest.mark.parametrize(
+    ("reset", "may_prime", "says"),
+    [
+        (6.342, True, "train with objective.reset_probability, or read with --start primed"),
+        (6.342, False, "train with objective.reset_probability"),
+        (4.99, True, None),
+    ],
+)
+def test_states_carried_and_reset(reset: float, may_prime: bool, says: str | None) -> None:
+    """Perplexities of 278 with states carried and 568 without are a model's that never started from zero."""
+    carried = 5.628 if reset > 5 else 4.95
+    both = StateLosses(carried, reset, 2, may_prime)
+    found = Evaluation("a", directions(carried), None, "carried", by_states=both)
+    verdict = says and f"much worse on sentences by themselves than with states carried: {says}"
+    assert found.verdict == verdict
+    assert Evaluation("a", directions(carried), 7.5, "carried", by_states=both).verdict == "; ".join(
+        filter(None, ("better than word frequencies", verdict))
+    )
+    perplexities = f"{math.exp(carried):,.2f} | {math.exp(reset):,.2f}"
+    line = f"states carried | reset before each sentence: perplexity {perplexities}, on the first 2 blocks"
+    assert line in found.lines()
+    values = found.values()
+    assert {name: value for name, value in values.items() if name.startswith("states_")} == {
+        "states_carried_loss": carried,
+        "states_reset_loss": reset,
+        "states_carried_perplexity": math.exp(carried),
+        "states_reset_perplexity": math.exp(reset),
+        "states_blocks": 2,
+    }
+
+
+@pytest.mark.parametrize(("primed", "says"), [(False, "zero"), (True, "the primed state")])
+def test_where_states_start(primed: bool, says: str) -> None:
+    for states, ending in (("carried", f"from {says} at the start of each row of a block"), ("reset", f"from {says}")):
+        found = Evaluation("a", directions(4.6), None, states, primed)  # type: ignore[arg-type]
+        (line,) = [line for line in found.lines() if line.startswith("states: ")]
+        assert line.endswith(ending) and found.values()["start"] == ("primed" if primed else "zero")
+    assert "start" not in Evaluation("a", masked(4.6), None).values()
 
 
 @pytest.mark.parametrize(

@@ -26,13 +26,16 @@ from pretrain.runtime.machine import exact_float32
 
 SENTENCES, WORDS = 20, 20
 """The text that is read: so many sentences of so many words."""
+CHECK_SENTENCES, CHECK_WORDS = 40, 10
+"""The text on which it is checked."""
 
 
 def make_start_state(folder: ModelFolder) -> StartState:
     """The state after the most frequent words, read as text in the order of the vocabulary.
 
-    With a softmax it is measured on those words: the sentences of either half of the text, from the state after the
-    other half and from zero. It is no folder's default. Raises ExportError where the vocabulary has no words.
+    With a softmax, sentences from it and from zero are measured: of words drawn log-uniformly by their rank, which is
+    about how often they occur (a list of words is too unlike text: a model may predict it best from zero). It is no
+    folder's default. Raises ExportError where the vocabulary has no words.
     """
     tokenizer = cast(WordTokenizer, folder.tokenizer)
     words = [word for word in tokenizer.vocabulary if word not in SPECIAL_WORDS]
@@ -43,19 +46,21 @@ def make_start_state(folder: ModelFolder) -> StartState:
         )
     model = cast(ElmoModel, folder.model)
     text = list(islice(cycle(words), SENTENCES * WORDS))
-    sentences = [text[start : start + WORDS] for start in range(0, len(text), WORDS)]
     made_of = f"the {min(len(words), len(text))} most frequent words, in {SENTENCES} sentences of {WORDS}"
     with torch.no_grad(), exact_float32():
-        state = _state_after(model, sentences, tokenizer)
+        state = _state_after(model, _sentences(text, WORDS), tokenizer)
         if model.softmax is None:
             return StartState(state.cpu(), made_of)
-        halves = sentences[::2], sentences[1::2]
-        losses = [
-            [_loss(model, other, start, tokenizer) for start in (_state_after(model, half, tokenizer), None)]
-            for half, other in (halves, halves[::-1])
-        ]
-    primed, zero = (sum(of_halves) / 2 for of_halves in zip(*losses, strict=True))
-    return StartState(state.cpu(), made_of, loss=primed, zero_loss=zero, measured_on="those words")
+        drawn = np.random.default_rng(0).random(CHECK_SENTENCES * CHECK_WORDS)
+        ranks = np.exp(drawn * np.log(len(words) + 1)).astype(np.int64) - 1
+        check = _sentences([words[rank] for rank in ranks.clip(0, len(words) - 1)], CHECK_WORDS)
+        loss, zero_loss = (_loss(model, check, start, tokenizer) for start in (state, None))
+    return StartState(state.cpu(), made_of, loss=loss, zero_loss=zero_loss, measured_on="words drawn by their rank")
+
+
+def _sentences(words: Sequence[str], length: int) -> list[Sequence[str]]:
+    """Words as sentences of `length` each."""
+    return [words[start : start + length] for start in range(0, len(words), length)]
 
 
 def _state_after(model: ElmoModel, sentences: Sequence[Sequence[str]], tokenizer: WordTokenizer) -> Tensor:
