@@ -4,7 +4,7 @@ import hashlib
 import json
 import logging
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,7 @@ from pretrain.errors import CheckpointError, ConfigError, DataError, ExportError
 from pretrain.models import find_family, get_family
 from pretrain.models.family import ModelFolder, Tokenizer
 from pretrain.models.loss import Losses
-from pretrain.models.start_state import Start, choose_start
+from pretrain.models.start_state import Start, StartState, choose_start
 from pretrain.runs.evaluation import Comparison, Evaluation, StateLosses, States
 from pretrain.runs.held_out import evaluate_model
 from pretrain.runs.start_states import with_start_state
@@ -136,14 +136,26 @@ def evaluate(
 def _by_states(
     folder: ModelFolder, sources: Sequence[PreparedSource], start: Tensor | None, carried: Losses
 ) -> StateLosses:
-    """The losses of the first blocks in both ways; `carried` are those of all blocks with states carried."""
+    """The losses of the first blocks in both ways; `carried` are those of all blocks with states carried.
+
+    Where texts start from zero, and nobody has looked yet, also from the primed state.
+    """
     limit = min(BLOCKS_BOTH_WAYS, len(held_out_blocks(sources)))
     if limit < len(held_out_blocks(sources)):
         carried = evaluate_model(folder, sources, start=start, limit=limit)
     reset = evaluate_model(folder, sources, reset=True, start=start, limit=limit)
-    known = folder.start_state
-    may_prime = start is None and (known is None or known.gains)
-    return StateLosses(carried.token_loss, reset.token_loss, limit, may_prime)
+    primed = None
+    if start is None and folder.start_state is None:  # else it is known which is better
+        with suppress(ExportError):  # there is nothing to make it of
+            state = _make(folder).state
+            primed = evaluate_model(folder, sources, reset=True, start=state, limit=limit).token_loss
+    return StateLosses(carried.token_loss, reset.token_loss, limit, primed)
+
+
+def _make(folder: ModelFolder) -> StartState:
+    make = get_family(folder.config.kind).make_start_state
+    assert make is not None
+    return make(folder)
 
 
 def compare(

@@ -38,13 +38,14 @@ class StateLosses:
     """Of each sentence by itself."""
     blocks: int
     """How many blocks of the text were read."""
-    may_prime: bool = True
-    """Whether a primed state may help: texts start from zero, and it is not known that they are no better from it."""
+    primed: float | None = None
+    """Of each sentence by itself, from the primed state; None where that was not measured."""
 
     @property
     def values(self) -> dict[str, float]:
         """The numbers by name."""
         losses = {"states_carried": self.carried, "states_reset": self.reset}
+        losses |= {} if self.primed is None else {"states_reset_primed": self.primed}
         values = {f"{name}_loss": loss for name, loss in losses.items()}
         return (
             values | {f"{name}_perplexity": exp(loss) for name, loss in losses.items()} | {"states_blocks": self.blocks}
@@ -52,18 +53,22 @@ class StateLosses:
 
     @property
     def line(self) -> str:
-        """Both perplexities."""
+        """All perplexities."""
+        names, losses = ["states carried", "reset before each sentence"], [self.carried, self.reset]
+        if self.primed is not None:
+            names, losses = [*names, "the same from the primed state"], [*losses, self.primed]
         blocks = "the first block" if self.blocks == 1 else f"the first {self.blocks} blocks"
-        perplexities = f"{exp(self.carried):,.2f} | {exp(self.reset):,.2f}"
-        return f"states carried | reset before each sentence: perplexity {perplexities}, on {blocks}"
+        return f"{' | '.join(names)}: perplexity {' | '.join(f'{exp(loss):,.2f}' for loss in losses)}, on {blocks}"
 
     @property
     def verdict(self) -> str | None:
-        """What to do where sentences by themselves are much worse."""
-        if self.reset - self.carried < MUCH:
-            return None
-        advice = "train with objective.reset_probability" + ", or read with --start primed" * self.may_prime
-        return f"much worse on sentences by themselves than with states carried: {advice}"
+        """What to do where sentences by themselves are much worse than they could be."""
+        advice = "train with objective.reset_probability"
+        if self.primed is not None and self.reset - self.primed >= MUCH:
+            return f"much worse on sentences by themselves than from the primed state: --start primed, or {advice}"
+        if self.reset - self.carried >= MUCH:
+            return f"much worse on sentences by themselves than with states carried: {advice}"
+        return None
 
 
 @dataclass(frozen=True)

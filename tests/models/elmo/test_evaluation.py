@@ -16,9 +16,10 @@ from pretrain.config.objectives import ElmoObjectiveConfig
 from pretrain.evaluate import evaluate
 from pretrain.models.elmo import FAMILY
 from pretrain.models.elmo.model import ElmoModel
+from pretrain.models.elmo.start_state import make_start_state
 from pretrain.models.elmo.tokens import SPECIAL_WORDS, WordTokenizer
 from pretrain.models.family import ModelFolder
-from pretrain.models.start_state import Start, StartState
+from pretrain.models.start_state import START_STATE_FILE, Start, StartState, write_start_state
 from pretrain.runs.evaluation import States
 from pretrain.runs.held_out import HELD_OUT_ROWS
 from tests.models.elmo.reference import BACKWARD, FORWARD, ReferenceBilm, State
@@ -108,7 +109,7 @@ def test_against_numpy(
     assert abs(np.log(bilm.weights["softmax/W"].shape[0]) - forward) > 0.1, "no model that says nothing"
 
 
-def test_both_ways_of_reading(model: Path, text: Path) -> None:
+def test_both_ways_of_reading(model: Path, text: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Without being asked; with `--states` only what is asked."""
     found = evaluate(model, [str(text)], lines="sentence")
     reset = evaluate(model, [str(text)], lines="sentence", states="reset")
@@ -118,7 +119,15 @@ def test_both_ways_of_reading(model: Path, text: Path) -> None:
     assert values["states_carried_loss"] == values["loss"] and values["states_reset_loss"] == reset.losses.loss
     assert values["states_reset_perplexity"] == pytest.approx(np.exp(reset.losses.loss))
     (line,) = [line for line in found.lines() if line.startswith("states carried | reset")]
-    assert f"{np.exp(values['loss']):,.2f} | {np.exp(reset.losses.loss):,.2f}, on the first block" in line
+    assert f"{np.exp(values['loss']):,.2f} | {np.exp(reset.losses.loss):,.2f} | " in line and "the first block" in line
+    state = make_start_state(FAMILY.format.read(model))
+    with monkeypatch.context() as patch:
+        patch.setattr(StartState, "check", lambda *_: None)
+        primed = evaluate(model, [str(text)], lines="sentence", states="reset", start="primed")
+    assert values["states_reset_primed_loss"] == primed.losses.loss
+    read = FAMILY.format.read(model)
+    write_start_state(model / START_STATE_FILE, state, read.model.encoder)  # which says that zero is the default
+    assert "states_reset_primed_loss" not in evaluate(model, [str(text)], lines="sentence").values()
 
 
 def test_a_line_of_each_sentence(model: Path, tmp_path: Path) -> None:
