@@ -20,6 +20,10 @@ from pretrain.runtime.world import world
 LINES = ["paragraph", "sentence", "wrapped"]
 DATA = "Text to evaluate on, instead of the run's held-out text."
 STATES = "An LSTM's states: carried from sentence to sentence (the default), or reset before each."
+START = (
+    "What an LSTM starts texts from: what the model folder or run says (auto, the default; zero where it says "
+    "nothing), zero, or the state after the most frequent words (primed)."
+)
 PER_SENTENCE = "Write each word's log-probability to FILE, a sentence a line, in JSON."
 SPEED = "Of all ranks together, for the time; by default what the run itself has measured, if it has begun."
 LONG = (
@@ -152,6 +156,7 @@ def train(config: str, overrides: tuple[str, ...], stop_after: int | None, exten
 @click.option("--lines", type=click.Choice(LINES), default="paragraph", show_default=True, help="What a line is.")
 @click.option("--language", metavar="CODE", help="Of the text of --data, such as is; by default the model's.")
 @click.option("--states", type=click.Choice(["carried", "reset"]), help=STATES)
+@click.option("--start", type=click.Choice(["auto", "zero", "primed"]), default="auto", help=START)
 @click.option("--per-sentence", type=click.Path(path_type=Path), metavar="FILE", help=PER_SENTENCE)
 @click.option("--json", "as_json", is_flag=True, help="Print a JSON object, or a list for several.")
 def evaluate(
@@ -161,6 +166,7 @@ def evaluate(
     lines: str,
     language: str | None,
     states: Literal["carried", "reset"] | None,
+    start: Literal["auto", "zero", "primed"],
     per_sentence: Path | None,
     as_json: bool,
 ) -> None:
@@ -172,12 +178,19 @@ def evaluate(
     result: Evaluation | Comparison
     if len(targets) == 1:
         result = evaluate(
-            targets[0], data, checkpoint, lines, language=language, states=states, per_sentence=per_sentence
+            targets[0],
+            data,
+            checkpoint,
+            lines,
+            language=language,
+            states=states,
+            start=start,
+            per_sentence=per_sentence,
         )
     elif per_sentence is not None:
         raise ConfigError(f"--per-sentence {per_sentence}: for one run or model, not for {len(targets)}")
     else:
-        result = compare(targets, data, checkpoint, lines, language=language, states=states)
+        result = compare(targets, data, checkpoint, lines, language=language, states=states, start=start)
     click.echo(json.dumps(result.values()) if as_json else "\n".join(result.lines()))
 
 
@@ -293,6 +306,7 @@ def show_config(config: str, overrides: tuple[str, ...], speed: float | None, be
 @click.option("--long", type=click.Choice(["error", "split", "truncate", "skip"]), default="error", help=LONG)
 @click.option("--encoding", default="utf-8", show_default=True, help="Of INPUT, such as latin-1.")
 @click.option("--checkpoint", default="best", show_default=True, help="Of a run: best, newest, or a step.")
+@click.option("--start", type=click.Choice(["auto", "zero", "primed"]), default="auto", help=START)
 @click.option("--batch-size", type=click.IntRange(min=1), default=32, show_default=True, help="Texts at a time.")
 def embed(
     model: Path,
@@ -304,6 +318,7 @@ def embed(
     long: Literal["error", "split", "truncate", "skip"],
     encoding: str,
     checkpoint: str,
+    start: Literal["auto", "zero", "primed"],
     batch_size: int,
 ) -> None:
     """Turn the lines of INPUT (a file, or - for standard input) into vectors of MODEL, a model folder or a run.
@@ -324,5 +339,6 @@ def embed(
         batch_size=batch_size,
         checkpoint=checkpoint,
         encoding=encoding,
+        start=start,
     )
     click.echo(f"{count:,} texts in {out}")

@@ -16,6 +16,7 @@ from pretrain.errors import ConfigError, DataError, ExportError, PretrainError
 if TYPE_CHECKING:  # torch takes seconds to import: a mistake is said before it is
     from pretrain.embedding.embedder import Embedder, Layers, Output
     from pretrain.embedding.windows import FittedText, Long
+    from pretrain.models.start_state import Start
 
 BATCHES_AT_ONCE = 8
 """Batches' worth of texts that are read, sorted by length and held in memory together, at most."""
@@ -35,14 +36,15 @@ def embed(
     batch_size: int = 32,
     checkpoint: str = "best",
     encoding: str = "utf-8",
+    start: "Start" = "auto",
 ) -> int:
     """Writes vectors of every line of `input` (a file, or "-" for standard input) to `out`; returns how many lines.
 
     `out` is HDF5 (`Hdf5Writer`), which keeps what is written before an error or an interruption. Lines are cut as
     `pretrain prepare` cuts them (`read_lines`), compressed files included; an archive's files follow one another. A
     line is a text, without the white space around it; with `is_split_into_words`, its words are what white space
-    separates. A blank line keeps its number. `model` and `checkpoint` are as in `Embedder.load`; layers, output and
-    `long` as in `Embedder.encode`.
+    separates. A blank line keeps its number. `model`, `checkpoint` and `start` are as in `Embedder.load`; layers,
+    output and `long` as in `Embedder.encode`.
 
     Raises ConfigError for another kind of file or for layers that the model has not, ExportError for a model that
     cannot be read or an `out` that exists, CheckpointError for a run without that checkpoint, DataError for a line that
@@ -54,7 +56,7 @@ def embed(
     with Hdf5Writer(out) as writer, tqdm(unit=" texts", disable=None) as bar:
         from pretrain.embedding.windows import Tally
 
-        embedder = _load(model, checkpoint, layers)
+        embedder = _load(model, checkpoint, start, layers)
         texts = _fit(embedder, chain(first, lines), is_split_into_words, long)
         most_pieces = BYTES_AT_ONCE // (4 * embedder.width * len(embedder.layer_numbers(layers)))
         tally = Tally()
@@ -93,11 +95,11 @@ def _check_options(model: Path, out: Path, encoding: str) -> None:
         raise ExportError(f"{model} is a file, not a model folder" if model.exists() else f"{model}: no such folder")
 
 
-def _load(model: Path, checkpoint: str, layers: "Layers") -> "Embedder":
+def _load(model: Path, checkpoint: str, start: "Start", layers: "Layers") -> "Embedder":
     """The model, once it is known that it has the layers."""
     from pretrain.embedding.embedder import Embedder
 
-    embedder = Embedder.load(model, checkpoint=checkpoint)
+    embedder = Embedder.load(model, checkpoint=checkpoint, start=start)
     try:
         embedder.layer_numbers(layers)
     except ValueError as error:

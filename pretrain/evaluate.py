@@ -4,23 +4,28 @@ import hashlib
 import json
 import logging
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from pydantic import ValidationError
+from torch import Tensor
 
 from pretrain.config.data import DataConfig
 from pretrain.config.problems import describe_problems
 from pretrain.data.corpus import PreparedCorpus, PreparedSource
 from pretrain.data.prepare import prepare_temporarily
+from pretrain.data.stream import held_out_blocks
 from pretrain.errors import CheckpointError, ConfigError, DataError, ExportError, PretrainError
 from pretrain.models import find_family, get_family
 from pretrain.models.family import ModelFolder, Tokenizer
-from pretrain.runs.evaluation import Comparison, Evaluation, States
+from pretrain.models.loss import Losses
+from pretrain.models.start_state import Start, StartState, choose_start
+from pretrain.runs.evaluation import Comparison, Evaluation, StateLosses, States
 from pretrain.runs.held_out import evaluate_model
+from pretrain.runs.start_states import with_start_state
 from pretrain.runs.trained import Trained, is_run, read_model, read_trained
 
 log = logging.getLogger(__name__)
@@ -40,6 +45,9 @@ KINDS = {
     ".arrow": "arrow",
 }
 """What the ending of a file's name says about it."""
+
+BLOCKS_BOTH_WAYS = 2
+"""The most blocks that are read both with states carried and sentence by sentence."""
 
 
 @dataclass(frozen=True)
@@ -71,14 +79,16 @@ def evaluate(
     *,
     language: str | None = None,
     states: States | None = None,
+    start: Start = "auto",
     per_sentence: Path | None = None,
 ) -> Evaluation:
     """The loss of a run's checkpoint, or of a model folder, on a run's held-out text or on the files of `data`.
 
     `lines` and `language` are as in a config's `data`, for the files of `data`; by default the language is that of the
     text that the model was trained on. Of a model that carries states, they are `carried` through each row of a block
-    (the default), or `reset` before each sentence. `per_sentence` is a file to make, for a JSON line of
-    log-probabilities per sentence (`SentenceScorer`).
+    (the default), or `reset` before each sentence; rows or sentences start from what `start` says, as `Embedder.load`
+    has it. Where `states` is left open, the first blocks are also read in both ways. `per_sentence` is a file to make,
+    for a JSON line of log-probabilities per sentence (`SentenceScorer`).
     Raises ConfigError (also for an option that the model's family has no use for), CheckpointError, DataError or
     ExportError.
     """
@@ -90,10 +100,13 @@ def evaluate(
         trained, (folder, what) = None, read_model(target)
     if folder.tokenizer is None:
         raise ExportError(f"{target}: no vocabulary, which a loss needs")
-    if get_family(folder.config.kind).training.build_sentences is None:
-        _refuse(what, folder.config.kind, {"--states": states, "--per-sentence": per_sentence})
-    else:
+    family = get_family(folder.config.kind)
+    carries = family.training.build_sentences is not None
+    both_ways = carries and states is None and per_sentence is None
+    if carries:
         states = states or "carried"
+    else:
+        _refuse(what, folder.config.kind, {"--states": states, "--per-sentence": per_sentence})
     if data:
         sources = sources_of_files(data, lines, language or _language_of(folder, what, lines))
         opened, frequencies = _text_of_files(folder.tokenizer, sources), _frequencies_if_there(trained)
@@ -101,10 +114,48 @@ def evaluate(
         assert trained is not None
         corpus = _open_corpus(trained)
         opened, frequencies = _held_out_text(corpus, what), corpus.unigrams("train")
+    if trained is not None and start != "zero":
+        folder = with_start_state(trained)
+    state = choose_start(folder, family.make_start_state, start, what)
     with _json_lines(per_sentence) as write, opened as text:
-        losses = evaluate_model(folder, text.sources, reset=states == "reset", write=write)
-    unigram_loss = None if frequencies is None else baseline(frequencies, text.counts)
-    return Evaluation(what, losses, unigram_loss, states, tuple(data), text.identity, text.unknown_words)
+        losses = evaluate_model(folder, text.sources, reset=states == "reset", start=state, write=write)
+        by_states = _by_states(folder, text.sources, state, losses) if both_ways else None
+    return Evaluation(
+        what,
+        losses,
+        None if frequencies is None else baseline(frequencies, text.counts),
+        states,
+        state is not None,
+        by_states,
+        tuple(data),
+        text.identity,
+        text.unknown_words,
+    )
+
+
+def _by_states(
+    folder: ModelFolder, sources: Sequence[PreparedSource], start: Tensor | None, carried: Losses
+) -> StateLosses:
+    """The losses of the first blocks in both ways; `carried` are those of all blocks with states carried.
+
+    Where texts start from zero, and nobody has looked yet, also from the primed state.
+    """
+    limit = min(BLOCKS_BOTH_WAYS, len(held_out_blocks(sources)))
+    if limit < len(held_out_blocks(sources)):
+        carried = evaluate_model(folder, sources, start=start, limit=limit)
+    reset = evaluate_model(folder, sources, reset=True, start=start, limit=limit)
+    primed = None
+    if start is None and folder.start_state is None:  # else it is known which is better
+        with suppress(ExportError):  # there is nothing to make it of
+            state = _make(folder).state
+            primed = evaluate_model(folder, sources, reset=True, start=state, limit=limit).token_loss
+    return StateLosses(carried.token_loss, reset.token_loss, limit, primed)
+
+
+def _make(folder: ModelFolder) -> StartState:
+    make = get_family(folder.config.kind).make_start_state
+    assert make is not None
+    return make(folder)
 
 
 def compare(
@@ -115,12 +166,16 @@ def compare(
     *,
     language: str | None = None,
     states: States | None = None,
+    start: Start = "auto",
 ) -> Comparison:
     """Several runs or model folders, each evaluated as `evaluate` does: on its own held-out text, or all on `data`."""
     for target in targets:
         _check(target, data, language)
     return Comparison(
-        tuple(evaluate(target, data, checkpoint, lines, language=language, states=states) for target in targets)
+        tuple(
+            evaluate(target, data, checkpoint, lines, language=language, states=states, start=start)
+            for target in targets
+        )
     )
 
 

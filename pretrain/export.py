@@ -2,6 +2,7 @@
 
 import os
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 from pretrain.config.load import dump_config
@@ -9,7 +10,10 @@ from pretrain.data.documents import describe
 from pretrain.errors import ConfigError, ExportError
 from pretrain.models import FAMILIES, get_family
 from pretrain.probing.evidence import card_section, read_evidence
+from pretrain.models.family import ModelFolder
+from pretrain.models.start_state import START_STATE_FILE
 from pretrain.runs.folder import RunFolder
+from pretrain.runs.start_states import with_start_state
 from pretrain.runs.trained import Trained, is_run, read_trained
 
 
@@ -38,6 +42,7 @@ def export(
     out = out or RunFolder(run).export
     if out.exists():
         raise ExportError(f"{out}: exists already; nothing is overwritten: give another --out, or remove it")
+    trained = replace(trained, folder=_folder(trained))
     temporary = out.with_name(f".{out.name}.tmp-{os.getpid()}")
     temporary.mkdir(parents=True)
     try:
@@ -49,6 +54,12 @@ def export(
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     return out
+
+
+def _folder(trained: Trained) -> ModelFolder:
+    """The model with its start state where texts start from it by default, and else without one."""
+    folder = with_start_state(trained)
+    return folder if folder.start_state is not None and folder.start_state.default else trained.folder
 
 
 def _check_run(run: Path) -> None:
@@ -99,11 +110,22 @@ from pretrain import Embedder
 
 vectors = Embedder.load("{name}").encode(["One text.", "Another."])
 ```
-
+{_start(trained)}
 ## Config
 
 ```yaml
 {dump_config(config.public())}```
+"""
+
+
+def _start(trained: Trained) -> str:
+    """What to know about where texts start, in families that carry state; nothing where that is zero."""
+    state = trained.folder.start_state
+    if state is None or state.loss is None or state.zero_loss is None:
+        return ""
+    return f"""
+Texts start from the state in `{START_STATE_FILE}`: sentences of {state.measured_on} have a loss of
+{state.loss:.4f} from it, and of {state.zero_loss:.4f} from zero, which is where other readers start.
 """
 
 

@@ -5,10 +5,13 @@ import logging
 import math
 import shutil
 from collections import Counter
-from dataclasses import dataclass
+from collections.abc import Iterator
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import h5py
 import numpy as np
 import pytest
 import torch
@@ -22,14 +25,17 @@ from pretrain.data.corpus import PreparedSource, open_corpus, source_weights
 from pretrain.data.documents import sentence_splitter
 from pretrain.embedding.embedder import Embedder
 from pretrain.errors import ConfigError, DataError
-from pretrain.evaluate import compare, evaluate
+from pretrain.evaluate import _Text, compare, evaluate
 from pretrain.export import export
 from pretrain.models import get_family
 from pretrain.models.family import Tokenizer
+from pretrain.models.start_state import START_STATE_FILE, Start, StartState, read_start_state, write_start_state
 from pretrain.runs import held_out
+from pretrain.runs.checkpoints import checkpoint_name
 from pretrain.runs.evaluation import Comparison
 from pretrain.runs.folder import RunFolder
 from pretrain.runs.held_out import HELD_OUT_ROWS, evaluate_model
+from pretrain.runs.start_states import with_start_state
 from pretrain.runs.trained import read_trained
 from pretrain.runtime.seeding import generator
 from pretrain.train import train
@@ -37,6 +43,7 @@ from tests.conftest import write_corpus
 from tests.tiny import metrics, tiny_config
 
 FAMILIES = ["elmo", "bert"]
+STARTS: tuple[Start, ...] = ("auto", "zero", "primed")
 ONE = ["sharding.ranks=1", "sharding.zero_stage=0", "schedule.total_steps=6", "evaluation.every_steps=2"]
 
 
@@ -115,7 +122,7 @@ def direct_shares(made: Made, which: str) -> dict[str, float]:
 
 
 def test_the_numbers_of_an_evaluation(made: Made) -> None:
-    found = evaluate(made.run, checkpoint="4")
+    found = evaluate(made.run, checkpoint="4", start="zero")
     expected = direct(made, "4")
     assert found.what == f"{made.run}, step 4"
     assert found.losses.terms == pytest.approx(expected, rel=1e-5)
@@ -149,7 +156,7 @@ def test_log_probabilities_add_up_to_the_loss(
     made = runs["elmo"]
     folder = read_trained(made.run, "newest").folder
     source = made.train[0]
-    monkeypatch.setattr(held_out, "held_out_blocks", lambda sources: [(0, block) for block in range(4)])
+    monkeypatch.setattr(held_out, "held_out_blocks", lambda *_: [(0, block) for block in range(4)])
     records: list[dict[str, Any]] = []
     found = evaluate_model(folder, made.train, reset=reset, write=records.append)
     assert found == evaluate_model(folder, made.train, reset=reset)
@@ -167,9 +174,124 @@ def test_log_probabilities_add_up_to_the_loss(
 
 def test_states_make_a_difference(runs: dict[str, Made]) -> None:
     run = runs["elmo"].run
-    carried, reset = evaluate(run, states="carried").losses, evaluate(run, states="reset").losses
+    carried, reset = (evaluate(run, states=states, start="zero").losses for states in ("carried", "reset"))
     assert carried.counts == reset.counts
     assert carried.loss != pytest.approx(reset.loss, rel=1e-5)
+
+
+def test_both_ways_on_the_first_blocks(runs: dict[str, Made], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a text that has more, states are carried through these once more."""
+    made = runs["elmo"]
+    folder = read_trained(made.run, "newest").folder
+    blocks = [(0, block) for block in range(3)]
+    for module in ("pretrain.evaluate", "pretrain.runs.held_out"):
+        monkeypatch.setattr(f"{module}.held_out_blocks", lambda _, limit=None: blocks[:limit])
+    monkeypatch.setattr("pretrain.evaluate._held_out_text", lambda *_: nullcontext(_Text(made.train, np.ones(1))))
+    found = evaluate(made.run, checkpoint="newest", start="zero")
+    assert found.by_states is not None and found.by_states.blocks == 2
+    carried, reset = (evaluate_model(folder, made.train, reset=r, limit=2) for r in (False, True))
+    assert (found.by_states.carried, found.by_states.reset) == (carried.loss, reset.loss)
+    assert sum(carried.counts.values()) < sum(found.losses.counts.values())
+    assert any(line.endswith("on the first 2 blocks") for line in found.lines())
+
+
+@pytest.fixture
+def copy(runs: dict[str, Made]) -> Iterator[Path]:
+    """Of the ELMo's run, beside it, where nothing was measured yet."""
+    path = runs["elmo"].run.with_name("copy")
+    shutil.copytree(runs["elmo"].run, path, symlinks=True, ignore=shutil.ignore_patterns("start_states"))
+    yield path
+    shutil.rmtree(path)
+
+
+@pytest.mark.parametrize("gain", [-9.0, 1.0], ids=["primed", "zero"])
+def test_a_run_and_its_export_start_alike(
+    gain: float, runs: dict[str, Made], copy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By held-out text, measured once; the export has a file only where texts start from its state."""
+    monkeypatch.setattr("pretrain.models.start_state.GAIN", gain)
+    monkeypatch.setattr(StartState, "check", lambda *_: None)  # six steps make no state better than another
+    text = "One text. Another, longer one."
+    from_run = {start: Embedder.load(copy, "cpu", start=start).encode(text, layers="all") for start in STARTS}
+    assert np.abs(from_run["primed"] - from_run["zero"]).max() > 1e-6
+    assert np.array_equal(from_run["auto"], from_run["primed" if gain < 0 else "zero"])
+    (file,) = (copy / "start_states").iterdir()
+    trained = read_trained(copy, "best")
+    assert file.name == f"{checkpoint_name(trained.step)}.safetensors"
+    encoder = trained.folder.model.get_submodule("encoder")
+    kept = read_start_state(file, encoder)
+    for loss, state in ((kept.loss, kept.state), (kept.zero_loss, None)):
+        held_out = evaluate_model(trained.folder, runs["elmo"].held_out, reset=True, start=state, limit=1, batches=24)
+        assert loss == held_out.loss
+    assert (kept.measured_on, kept.default) == ("held-out text", gain < 0)
+
+    monkeypatch.setattr("pretrain.runs.start_states.evaluate_model", lambda *_, **__: pytest.fail("measured again"))
+    model = export(copy, tmp_path / "model")
+    assert (model / START_STATE_FILE).exists() == (gain < 0)
+    assert (START_STATE_FILE in (model / "README.md").read_text(encoding="utf-8")) == (gain < 0)
+    for start in STARTS:
+        assert np.array_equal(Embedder.load(model, "cpu", start=start).encode(text, layers="all"), from_run[start])
+    assert evaluate(copy, checkpoint="best").values()["start"] == ("primed" if gain < 0 else "zero")
+    lines = tmp_path / "lines.txt"
+    lines.write_text(text, encoding="utf-8")
+    for start in STARTS:
+        out = tmp_path / f"{start}.hdf5"
+        arguments = ["embed", str(copy), str(lines), "--out", str(out), "--start", start]
+        assert CliRunner().invoke(main, arguments).exit_code == 0
+        with h5py.File(out) as written:
+            assert np.allclose(written["0"], from_run[start], atol=1e-6)
+
+
+def test_a_start_state_of_other_weights_is_made_anew(
+    copy: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As where a run was started over in the same folder; and nothing is kept where nothing can be written."""
+    trained = read_trained(copy, "4")
+    other = read_trained(copy, "2")
+    first = with_start_state(trained).start_state
+    assert first is not None
+    (file,) = (copy / "start_states").iterdir()
+    write_start_state(file, replace(first, default=True), other.folder.model.get_submodule("encoder"))
+    with caplog.at_level(logging.INFO, "pretrain"):
+        again = with_start_state(trained).start_state
+    assert again is not None and (again.loss, again.default) == (first.loss, first.default)
+    assert torch.equal(again.state, first.state)
+    assert any("belongs to other weights" in m and m.endswith("; it is made anew") for m in caplog.messages)
+
+    def refuse(*_: object) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr("pretrain.runs.start_states.write_start_state", refuse)
+    with caplog.at_level(logging.INFO, "pretrain"):
+        with_start_state(other)
+    assert "the start state is measured each time: Permission denied" in caplog.text
+
+
+def test_a_start_state_without_held_out_text(
+    copy: Path, runs: dict[str, Made], caplog: pytest.LogCaptureFixture
+) -> None:
+    """What a folder of that run's would be measured on."""
+    (copy / "prepared").write_text("nowhere\n", encoding="utf-8")
+    folder = with_start_state(read_trained(copy, "4"))
+    assert "not measured on held-out text, which is not there" in caplog.text
+    expected = get_family("elmo").make_start_state
+    assert folder.start_state is not None and expected is not None
+    assert folder.start_state.measured_on == "words drawn by their rank"
+    assert folder.start_state.loss == expected(folder).loss
+
+
+def test_a_primed_state_of_a_model_that_carries_none(runs: dict[str, Made], tmp_path: Path) -> None:
+    run = str(runs["bert"].run)
+    (tmp_path / "text.txt").write_text("A text.\n", encoding="utf-8")
+    for arguments in (
+        ["evaluate", run, "--start", "primed"],
+        ["embed", run, str(tmp_path / "text.txt"), "--out", str(tmp_path / "a.hdf5"), "--start", "primed"],
+    ):
+        printed = CliRunner().invoke(main, arguments)
+        (line,) = printed.stderr.splitlines()
+        assert printed.exit_code == 2
+        assert line.startswith(f"error: start primed: {run}") and line.endswith(" is a bert, which carries no state")
+    assert "start" not in evaluate(runs["bert"].run).values()
 
 
 @pytest.mark.parametrize("option", ["--states", "--per-sentence"])
@@ -379,9 +501,13 @@ def test_the_vectors_of_a_checkpoint_and_of_its_export_are_the_same(
     folder = export(made.run, tmp_path / "deep" / "model", checkpoint=which, license="cc0-1.0")
     assert trained.folder.tokenizer is not None
     ours = Embedder(get_family(made.config.model.kind), trained.folder.model, trained.folder.tokenizer, "cpu")
-    theirs = Embedder.load(folder, "cpu")
+    theirs = Embedder.load(folder, "cpu", start="zero")
     for text in ("The cat sat.", "Naïve words, unseen!"):
         a, b = ours.encode(text, layers="all"), theirs.encode(text, layers="all")
+        np.testing.assert_allclose(a, b, rtol=1e-6, atol=1e-7)
+        a, b = (
+            Embedder.load(path, "cpu", checkpoint=c).encode(text) for path, c in ((made.run, which), (folder, "best"))
+        )
         np.testing.assert_allclose(a, b, rtol=1e-6, atol=1e-7)
 
     read = get_family(made.config.model.kind).format.read(folder)

@@ -11,6 +11,7 @@ import yaml
 from pydantic import ValidationError
 
 from pretrain.config.base import option_paths
+from pretrain.config.objectives import BEFORE_IT_EXISTED
 from pretrain.config.problems import describe_problems
 from pretrain.config.run import RunConfig, with_kinds
 from pretrain.errors import ConfigError
@@ -136,6 +137,35 @@ def build_config(values: dict[str, Any], where: str) -> RunConfig:
 def load_config(path: str | Path, overrides: Iterable[str] = ()) -> RunConfig:
     """The run of a YAML file with overrides; raises ConfigError with every problem at once."""
     file = find_config(path)
+    values = _read_values(file)
+    if Path(path).is_dir():
+        values = _as_the_run_began(values)
+    problems = []
+    for override in overrides:
+        try:
+            _override(values, override)
+        except ConfigError as error:
+            problems.append(str(error))
+    if problems:
+        raise ConfigError("\n".join(problems))
+    return build_config(values, str(path))
+
+
+def load_run_config(file: Path) -> RunConfig:
+    """The config of a run folder; raises ConfigError."""
+    return build_config(_as_the_run_began(_read_values(file)), str(file))
+
+
+def _as_the_run_began(values: dict[str, Any]) -> dict[str, Any]:
+    """A run's own options; those that are younger than the run as it was before, and not as new runs are by default."""
+    objective = values.get("objective")
+    if not isinstance(objective, dict):
+        return values
+    return values | {"objective": BEFORE_IT_EXISTED.get(str(objective.get("kind")), {}) | objective}
+
+
+def _read_values(file: Path) -> dict[str, Any]:
+    """The options of a YAML file, unchecked."""
     try:
         text = file.read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
@@ -146,15 +176,7 @@ def load_config(path: str | Path, overrides: Iterable[str] = ()) -> RunConfig:
     values = _parse(text, str(file))
     if not isinstance(values, dict):
         raise ConfigError(f"{file}: not a config: expected sections and options, found {type(values).__name__}")
-    problems = []
-    for override in overrides:
-        try:
-            _override(values, override)
-        except ConfigError as error:
-            problems.append(str(error))
-    if problems:
-        raise ConfigError("\n".join(problems))
-    return build_config(values, str(path))
+    return values
 
 
 def dump_config(config: RunConfig) -> str:

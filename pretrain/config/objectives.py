@@ -5,7 +5,7 @@ Every number a plan needs before torch is imported (examples' tokens, parameters
 
 import math
 from collections.abc import Mapping
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, PrivateAttr, model_validator
 
@@ -48,6 +48,9 @@ class ElmoObjectiveConfig(AnyObjectiveConfig):
     backward_text: Literal["same", "independent"] = "same"
     """What a row's backward direction reads: the forward one's text, or its block's documents in another order. Losses
     are sums over rows, so this only decides which texts meet in a step."""
+    reset_probability: Probability = 0.3
+    """How often a row starts a window from zero state, as every text does that is read by itself, and not from the
+    state that the last window left; 0, as the original: states are carried for ever."""
     softmax: Literal["full", "sampled"] = "sampled"
     """Training softmax over the whole vocabulary, or over a sample of it."""
     num_negatives: PositiveInt = 8192
@@ -300,3 +303,5 @@ OBJECTIVE_OF: dict[str, type[ElmoObjectiveConfig] | type[BertObjectiveConfig]] =
     "bert": BertObjectiveConfig,
 }
 """What each family is trained on."""
+BEFORE_IT_EXISTED: dict[str, dict[str, Any]] = {"elmo": {"reset_probability": 0.0}}
+"""By family, what runs did whose config.yaml lacks an option, since they began before it existed."""

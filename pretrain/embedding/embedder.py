@@ -18,6 +18,7 @@ from pretrain.embedding.windows import TextTooLong as TextTooLong
 from pretrain.errors import ConfigError, ExportError
 from pretrain.models import find_family, get_family
 from pretrain.models.family import Family, LayerVectors, Pieces, Tokenizer
+from pretrain.models.start_state import Start, choose_start
 from pretrain.runtime.machine import exact_float32
 
 Layers = int | Sequence[int] | Literal["all"]
@@ -29,8 +30,8 @@ class Embedder:
     """A model and its tokenizer, for vectors: float32, in evaluation mode, without gradients.
 
     Made by `Embedder.load`, or from the parts of a model in memory, whose encoder is then moved to `device` and put
-    in evaluation mode. The same text gives the same vectors to rounding, whatever it is batched with, unless asked
-    otherwise (`encode`, `stateful`).
+    in evaluation mode; texts start from `start_state`, float32 [state size], or else from zero. The same text gives
+    the same vectors to rounding, whatever it is batched with, unless asked otherwise (`encode`, `stateful`).
     """
 
     def __init__(
@@ -41,6 +42,7 @@ class Embedder:
         device: str | torch.device | None = None,
         *,
         sentence_modules: SentenceModules | None = None,
+        start_state: torch.Tensor | None = None,
     ) -> None:
         self.kind = family.kind
         """The family: `elmo` or `bert`."""
@@ -49,6 +51,7 @@ class Embedder:
         self._family = family
         device = device or ("cuda" if torch.cuda.is_available() else "cpu")
         self._encoder = model.get_submodule("encoder").to(device, torch.float32).eval()
+        self._start_state = None if start_state is None else start_state.to(device, torch.float32)
         self._carried: torch.Tensor | None = None
         layers = self._run([tokenizer.pieces([])], None)[0].layers
         self._num_layers, self._width = len(layers), layers[0].shape[-1]
@@ -58,20 +61,32 @@ class Embedder:
         self._max_length = min((limit for limit in limits if limit is not None), default=None)
 
     @classmethod
-    def load(cls, folder: str | Path, device: str | torch.device | None = None, checkpoint: str = "best") -> "Embedder":
+    def load(
+        cls,
+        folder: str | Path,
+        device: str | torch.device | None = None,
+        checkpoint: str = "best",
+        *,
+        start: Start = "auto",
+    ) -> "Embedder":
         """The model in `folder`, in any published format that we read, on `device` (None: CUDA where there is one).
 
         A folder of sentence-transformers (every BERT that we export is one) also says how a text's vector is made. The
         folder may also be a run's; then `checkpoint` says which of its models is meant: `best`, `newest`, or a step.
 
-        Raises ExportError where the folder holds no model, more than one, or no tokenizer; CheckpointError or
-        ConfigError for a checkpoint that is not there.
+        `start` is what every text starts from in families that carry state. `auto`: what the folder says; published
+        folders say nothing, and that is zero; a run says what its export would, by its held-out text. `primed`: the
+        state that the model reaches by reading the most frequent words of its vocabulary, whatever the folder says.
+
+        Raises ExportError where the folder holds no model, more than one, or no tokenizer, and for a primed state that
+        cannot be made, or from which sentences are no better than from zero; CheckpointError or ConfigError for a
+        checkpoint that is not there; ConfigError for a primed state of a family that carries none.
         """
         folder, modules = Path(folder), None
         if (folder / "config.yaml").is_file():  # `is_run`, in a module that takes a second to import
-            from pretrain.runs.trained import read_model
+            from pretrain.runs.start_states import read_with_start_state
 
-            read, _ = read_model(folder, checkpoint)
+            read = read_with_start_state(folder, checkpoint, start)
             family = get_family(read.config.kind)
             modules = modules_of_run(folder, family.format.sentence_pooling)
         elif checkpoint != "best":
@@ -83,7 +98,8 @@ class Embedder:
             read = family.format.read(model_folder)
         if read.tokenizer is None:
             raise ExportError(f"{folder} holds a {family.kind} model but no tokenizer, which vectors of text need")
-        return cls(family, read.model, read.tokenizer, device, sentence_modules=modules)
+        start_state = choose_start(read, family.make_start_state, start, str(folder))
+        return cls(family, read.model, read.tokenizer, device, sentence_modules=modules, start_state=start_state)
 
     @property
     def num_layers(self) -> int:
@@ -105,7 +121,7 @@ class Embedder:
         return self.tokenizer.pieces(cleaned(text)).words
 
     def reset_states(self) -> None:
-        """Lets every row start from zero state again at the next stateful call."""
+        """Lets every row start anew, as texts do that are read by themselves, at the next stateful call."""
         self._carried = None
 
     def encode(
@@ -150,9 +166,10 @@ class Embedder:
 
         One logged warning a call says how many texts were too long, and how many words have no vector.
 
-        Every text starts from zero state. `stateful=True`, for families that carry state, is what published ELMo
-        does: text i goes on from where text i of the stateful call before ended. There are as many rows of state as
-        texts in the longest call; a shorter one leaves the others' as they are.
+        Every text starts from zero state, or from the state that `load` was asked for. `stateful=True`, for families
+        that carry state, is what published ELMo does: text i goes on from where text i of the stateful call before
+        ended. There are as many rows of state as texts in the longest call; a shorter one leaves the others' as they
+        are.
 
         Raises ValueError for a bad value, and TextTooLong, which is one, for a text longer than the model reads;
         ExportError for raw text where the folder's tokenizer needs a program that is not here, and for "sentence" where
@@ -255,12 +272,23 @@ class Embedder:
         for start in range(0, len(order), batch_size):
             rows = order[start : start + batch_size]
             carried = None if state is None or not stateful else state[start : start + batch_size]
-            vectors, after = self._run([pieces[row] for row in rows], carried)
+            vectors, after = self._run([pieces[row] for row in rows], self._with_new_rows(carried, len(rows)))
             if stateful:
                 state = after if state is None else torch.cat([state[:start], after, state[start + batch_size :]])
             yield rows, vectors
         if stateful:
             self._carried = state
+
+    def _with_new_rows(self, carried: torch.Tensor | None, rows: int) -> torch.Tensor | None:
+        """What rows go on from, [rows or more, state size]: those that carry nothing yet start; None if all do at zero.
+
+        Families let rows beyond those of `carried` start from zero.
+        """
+        if self._start_state is None:
+            return carried
+        new = rows if carried is None else max(0, rows - len(carried))
+        started = self._start_state.expand(new, -1)
+        return started if carried is None else torch.cat([carried, started])
 
     def _pool(self, vectors: Vectors, pieces: Pieces, output: Output) -> Vectors:
         """[layers, pieces, width] as `output` says."""

@@ -14,6 +14,7 @@ from pretrain.data.blocks import ExampleMaker as ExampleMaker
 from pretrain.data.documents import Encoded as Encoded
 from pretrain.models.baselines import Baseline, Part, UnavailableBaseline
 from pretrain.models.loss import Objective
+from pretrain.models.start_state import StartState
 
 
 class LayerVectors(NamedTuple):
@@ -99,6 +100,8 @@ class ModelFolder:
     """The family's objective config: what the model was trained on, as far as the folder says it."""
     language: str | None = None
     """The language of the text it was trained on, as `data.language` has it; None where the folder does not say."""
+    start_state: StartState | None = None
+    """A state of this model's that texts may start from, where there is one."""
 
 
 @dataclass(frozen=True)
@@ -136,7 +139,8 @@ class FamilyTraining:
     it is none."""
     build_sentences: Callable[..., SentenceMaker] | None = None
     """(model config, objective config, tokenizer, rows, reset=…) -> maker for held-out text, of which each sentence
-    starts from zero state if `reset`; None for families that do not predict every word, and carry no state."""
+    starts from zero state if `reset`, as `begins` in its batches says (int64 [rows], 1 for a row that starts anew);
+    None for families that do not predict every word, and carry no state."""
     select_backends: Callable[[nn.Module, Any, device, dtype, int], list[str]] | None = None
     """(model, compute config, device, type of matrix products, ZeRO stage) -> lines for the log: settles in place how
     the model is computed there, not what; raises ConfigError where the config asks for what does not work."""
@@ -195,3 +199,6 @@ class Family:
     training: FamilyTraining
     format: FamilyFormat
     baselines: FamilyBaselines
+    make_start_state: Callable[[ModelFolder], StartState] | None = None
+    """A state that the model reaches by reading, always the same for the same model; measured on what it has at hand,
+    and no default. Raises ExportError where there is nothing to read. None for families that carry no state."""

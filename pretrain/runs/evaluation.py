@@ -11,17 +11,64 @@ from pretrain.models.loss import Losses, exp
 
 States = Literal["carried", "reset"]
 STATES: dict[States, str] = {
-    "carried": "carried from sentence to sentence, from zero at the start of each row of a block",
-    "reset": "reset, so that every sentence starts from zero",
+    "carried": "carried from sentence to sentence, from {start} at the start of each row of a block",
+    "reset": "reset, so that every sentence starts from {start}",
 }
+STARTS = {False: "zero", True: "the primed state"}
 
 EQUAL = 0.02
 """Losses that differ by this share of the unigram model's count as equal."""
 CLOSE = 0.15
 """Masked language models may rest as far below the unigram model as this for long, before attention is of use to them
 (docs/log.md, "Off the plateau")."""
+MUCH = math.log(1.25)
+"""Sentences by themselves lack what stood before them, which costs a few percent; a perplexity that is higher by a
+quarter says that the model is lost where they start."""
 FEW = 1_000
 """A mean over fewer predictions is uncertain by about as much as `EQUAL`."""
+
+
+@dataclass(frozen=True)
+class StateLosses:
+    """Of a model that carries states, the losses of the same text read in both ways, in nats per prediction."""
+
+    carried: float
+    """With states carried from sentence to sentence."""
+    reset: float
+    """Of each sentence by itself."""
+    blocks: int
+    """How many blocks of the text were read."""
+    primed: float | None = None
+    """Of each sentence by itself, from the primed state; None where that was not measured."""
+
+    @property
+    def values(self) -> dict[str, float]:
+        """The numbers by name."""
+        losses = {"states_carried": self.carried, "states_reset": self.reset}
+        losses |= {} if self.primed is None else {"states_reset_primed": self.primed}
+        values = {f"{name}_loss": loss for name, loss in losses.items()}
+        return (
+            values | {f"{name}_perplexity": exp(loss) for name, loss in losses.items()} | {"states_blocks": self.blocks}
+        )
+
+    @property
+    def line(self) -> str:
+        """All perplexities."""
+        names, losses = ["states carried", "reset before each sentence"], [self.carried, self.reset]
+        if self.primed is not None:
+            names, losses = [*names, "the same from the primed state"], [*losses, self.primed]
+        blocks = "the first block" if self.blocks == 1 else f"the first {self.blocks} blocks"
+        return f"{' | '.join(names)}: perplexity {' | '.join(f'{exp(loss):,.2f}' for loss in losses)}, on {blocks}"
+
+    @property
+    def verdict(self) -> str | None:
+        """What to do where sentences by themselves are much worse than they could be."""
+        advice = "train with objective.reset_probability"
+        if self.primed is not None and self.reset - self.primed >= MUCH:
+            return f"much worse on sentences by themselves than from the primed state: --start primed, or {advice}"
+        if self.reset - self.carried >= MUCH:
+            return f"much worse on sentences by themselves than with states carried: {advice}"
+        return None
 
 
 @dataclass(frozen=True)
@@ -35,6 +82,10 @@ class Evaluation:
     """What a unigram model of the training text would have scored on the same tokens; None where that is not known."""
     states: States | None = None
     """Whether states went on from sentence to sentence; None for models that carry none."""
+    primed: bool = False
+    """Whether they started from the model's primed state, and not from zero."""
+    by_states: StateLosses | None = None
+    """How much it matters that states are carried, where that was measured."""
     files: tuple[str, ...] = ()
     """What was evaluated on; empty for a run's own held-out text."""
     text: str | None = None
@@ -54,6 +105,8 @@ class Evaluation:
         parts += [_beside_majority(self.losses, name) for name in self.losses.majorities]
         if parts and self.unknown_words > UNKNOWN_WORDS:
             parts.append(f"of little meaning: {self.unknown_words:.1%} of the words are not in the vocabulary")
+        if self.by_states is not None and self.by_states.verdict is not None:
+            parts.append(self.by_states.verdict)
         return "; ".join(parts) or None
 
     def values(self) -> dict[str, Any]:
@@ -69,6 +122,9 @@ class Evaluation:
             }
         values |= {f"{name}_predictions": count for name, count in losses.counts.items()}
         values |= {"unigram_loss": self.unigram_loss, "states": self.states}
+        if self.states is not None:
+            values["start"] = "primed" if self.primed else "zero"
+        values |= {} if self.by_states is None else self.by_states.values
         return values | {"text": self.text, "verdict": self.verdict}
 
     def lines(self) -> list[str]:
@@ -82,7 +138,9 @@ class Evaluation:
             names = " and ".join(losses.perplexities)
             lines[-1] += f" (geometric mean of {names}; arithmetic mean {losses.perplexity_arithmetic:,.2f})"
         if self.states is not None:
-            lines.append(f"states: {STATES[self.states]}")
+            lines.append(f"states: {STATES[self.states].format(start=STARTS[self.primed])}")
+        if self.by_states is not None:
+            lines.append(self.by_states.line)
         if self.unigram_loss is not None:
             lines.append(f"unigram baseline: loss {self.unigram_loss:.4f}, perplexity {exp(self.unigram_loss):,.2f}")
         return lines if self.verdict is None else [*lines, f"verdict: {self.verdict}"]

@@ -7,6 +7,7 @@ run_root/name/
   metrics.jsonl      one line per logging interval; the truth about the run
   prepared           where the prepared corpus is (a path, relative to this folder where it is beside it, or a URL)
   checkpoints/       step-00001000/ …, and best, a link to the best of them
+  start_states/      step-00001000.safetensors …, of the checkpoints that were read for vectors (families with state)
   wandb/             W&B's own files
   probes/            what `pretrain probe` found, a file for each task and step
   export/            what `pretrain export` writes by default
@@ -23,7 +24,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from pretrain.config.load import dump_config, load_config
+from pretrain.config.load import dump_config, load_run_config
 from pretrain.config.run import EXTENDABLE, RunConfig
 from pretrain.errors import CheckpointError, ConfigError
 from pretrain.runs.checkpoints import steps_in
@@ -47,6 +48,7 @@ class RunFolder:
         self.prepared_file = path / "prepared"
         self.checkpoints = path / "checkpoints"
         self.probes = path / "probes"
+        self.start_states = path / "start_states"
         self.export = path / "export"
 
     @contextlib.contextmanager
@@ -124,7 +126,7 @@ class RunFolder:
         """The config of the run: the one that it began with, but for a schedule that was extended."""
         if not self.config_file.is_file():
             raise ConfigError(f"{self.path}: not a run folder: no config.yaml")
-        return load_config(self.config_file)
+        return load_run_config(self.config_file)
 
     def begin(
         self, config: RunConfig, step: int, *, fresh: bool, ranks: int, threads: int, prepared: str, tokenizer: Path

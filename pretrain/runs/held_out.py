@@ -93,23 +93,33 @@ def evaluate_model(
     sources: Sequence[PreparedSource],
     *,
     reset: bool = False,
+    start: Tensor | None = None,
     write: Callable[[dict[str, Any]], None] | None = None,
+    limit: int | None = None,
+    batches: int | None = None,
 ) -> Losses:
-    """The loss of a model over all blocks of held-out text, in this process.
+    """The loss of a model over blocks of held-out text, in this process: all, or at most `limit`.
 
-    For families that predict every word: with `reset`, each sentence starts from zero state; and `write` is called with
-    each sentence's log-probabilities (see `SentenceScorer`).
+    For families that predict every word: rows of a block, and with `reset` all sentences, start from zero state, or
+    from `start`, float32 [state size]; and `write` is called with each sentence's log-probabilities (see
+    `SentenceScorer`). Without it, at most the first `batches` of a block are read.
     """
     assert folder.tokenizer is not None
     family = get_family(folder.config.kind).training
     objective = family.build_objective(folder.objective, folder.tokenizer)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     model = folder.model.to(device).eval()
-    blocks = held_out_blocks(sources)
+    blocks = held_out_blocks(sources, limit)
+    start = None if start is None else start.to(device)
 
     def step(batch: Batch, carried: Any) -> Any:
+        tensors = {name: tensor.to(device) for name, tensor in batch.items()}
+        if start is not None:
+            begins = tensors.pop("begins", torch.zeros(HELD_OUT_ROWS, dtype=torch.int64, device=device))
+            carried = start.expand(HELD_OUT_ROWS, -1) if carried is None else carried
+            carried = torch.where(begins[:, None] == 1, start, carried)
         with torch.no_grad():
-            return objective(model, {name: tensor.to(device) for name, tensor in batch.items()}, carried, seed=0)
+            return objective(model, tensors, carried, seed=0)
 
     maker = None
     if reset or write is not None:
@@ -117,8 +127,8 @@ def evaluate_model(
         maker = family.build_sentences(folder.config, folder.objective, folder.tokenizer, HELD_OUT_ROWS, reset=reset)
     with exact_float32():
         if maker is None or write is None:
-            batches_of = held_out_batches(folder, folder.tokenizer, sources, maker)
-            return measure_held_out(step, blocks, batches_of, device=device)
+            every_batch = held_out_batches(folder, folder.tokenizer, sources, maker)
+            return measure_held_out(step, blocks, lambda block: every_batch(block)[:batches], device=device)
         scorer = SentenceScorer(maker, sources, HELD_OUT_ROWS, step, write)
         return measure_held_out(scorer.step, blocks, scorer.batches_of, device=device)
 

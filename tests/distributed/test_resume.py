@@ -40,7 +40,7 @@ BF16 = "precision=bf16-mixed"
 @pytest.mark.parametrize(
     ("family", "variants", "stages"),
     [
-        ("elmo", [()], (2, 3)),
+        ("elmo", [("objective.reset_probability=0.5",)], (2, 3)),
         ("bert", [()], (2, 3)),
         ("bert", [(LAMB,), (MUON,)], (3,)),
         pytest.param("bert", [(LAMB,), (MUON,)], (0, 1, 2), marks=pytest.mark.slow),
@@ -139,7 +139,10 @@ COARSE_LAMB = "optimizer={kind: lamb, peak_learning_rate: 0.01, epsilon: 1e-3, c
 def test_a_run_goes_on_with_other_ranks_stages_and_workers(
     family: str, optimizer: str, corpus: Path, tmp_path: Path
 ) -> None:
-    """10 steps on two ranks, then 10 on one, and the other way round; equal to rounding without dropout."""
+    """10 steps on two ranks, then 10 on one, and the other way round; equal to rounding without dropout.
+
+    An ELMo's rows carry states across, and begin anew with the default `reset_probability`.
+    """
     same = ["model.dropout=0", optimizer]
     two = ["sharding.ranks=2", "sharding.zero_stage=2", "batch.micro_size=8"]
     one = ["sharding.ranks=1", "sharding.zero_stage=0", "batch.micro_size=16", "data.workers=2"]

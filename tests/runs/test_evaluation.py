@@ -5,7 +5,7 @@ import math
 import pytest
 
 from pretrain.models.loss import Losses
-from pretrain.runs.evaluation import Comparison, Evaluation
+from pretrain.runs.evaluation import Comparison, Evaluation, StateLosses
 
 
 def masked(loss: float, right: float | None = None, count: int = 5_000) -> Losses:
@@ -55,6 +55,53 @@ def test_beside_word_frequencies(loss: float, says: str) -> None:
         assert not any("verdict" in line for line in Evaluation("a", losses, None).lines())
     few = masked(loss, count=312)
     assert Evaluation("a", few, 6.75).verdict == f"{says} (uncertain: only 312 predictions)"
+
+
+@pytest.mark.parametrize(
+    ("carried", "reset", "primed", "says"),
+    [
+        (5.63, 6.34, 4.97, "than from the primed state: --start primed, or train with objective.reset_probability"),
+        (7.28, 7.08, 4.92, "than from the primed state: --start primed, or train with objective.reset_probability"),
+        (5.63, 6.34, 6.30, "than with states carried: train with objective.reset_probability"),
+        (5.63, 6.34, None, "than with states carried: train with objective.reset_probability"),
+        (4.95, 4.99, 4.97, None),
+        (4.95, 4.99, None, None),
+    ],
+)
+def test_states_carried_and_reset(carried: float, reset: float, primed: float | None, says: str | None) -> None:
+    """A model that never started from zero may be bad with states carried, too, if rows begin there."""
+    both = StateLosses(carried, reset, 2, primed)
+    found = Evaluation("a", directions(carried), None, "carried", by_states=both)
+    verdict = says and f"much worse on sentences by themselves {says}"
+    assert found.verdict == verdict
+    assert Evaluation("a", directions(carried), 9.0, "carried", by_states=both).verdict == "; ".join(
+        filter(None, ("better than word frequencies", verdict))
+    )
+    names = ["states carried", "reset before each sentence", "the same from the primed state"]
+    losses = [loss for loss in (carried, reset, primed) if loss is not None]
+    perplexities = " | ".join(f"{math.exp(loss):,.2f}" for loss in losses)
+    assert f"{' | '.join(names[: len(losses)])}: perplexity {perplexities}, on the first 2 blocks" in found.lines()
+    values = found.values()
+    assert {name: value for name, value in values.items() if name.startswith("states_")} == {
+        "states_carried_loss": carried,
+        "states_reset_loss": reset,
+        "states_carried_perplexity": math.exp(carried),
+        "states_reset_perplexity": math.exp(reset),
+        "states_blocks": 2,
+    } | (
+        {}
+        if primed is None
+        else {"states_reset_primed_loss": primed, "states_reset_primed_perplexity": math.exp(primed)}
+    )
+
+
+@pytest.mark.parametrize(("primed", "says"), [(False, "zero"), (True, "the primed state")])
+def test_where_states_start(primed: bool, says: str) -> None:
+    for states, ending in (("carried", f"from {says} at the start of each row of a block"), ("reset", f"from {says}")):
+        found = Evaluation("a", directions(4.6), None, states, primed)  # type: ignore[arg-type]
+        (line,) = [line for line in found.lines() if line.startswith("states: ")]
+        assert line.endswith(ending) and found.values()["start"] == ("primed" if primed else "zero")
+    assert "start" not in Evaluation("a", masked(4.6), None).values()
 
 
 @pytest.mark.parametrize(

@@ -103,6 +103,21 @@ def test_a_run_goes_on_only_with_the_options_it_began_with(configure: Configure)
     ]
 
 
+def test_a_run_that_began_before_an_option_existed(tmp_path: Path) -> None:
+    """It goes on as it began, and not with the default of new runs."""
+    config = load_config("configs/elmo/demo.yaml", [f"run_root={tmp_path}", "objective.reset_probability=0"])
+    folder = begun(config)
+    saved(folder, 3)
+    text = folder.config_file.read_text(encoding="utf-8")
+    assert "  reset_probability: 0.0\n" in text
+    folder.config_file.write_text(text.replace("  reset_probability: 0.0\n", ""), encoding="utf-8")
+    assert folder.read_config() == load_config(folder.path) == config
+    folder.check(config)
+    default = load_config("configs/elmo/demo.yaml", [f"run_root={tmp_path}"])
+    with pytest.raises(ConfigError, match=r"objective.reset_probability was 0.0 when this run began, now it is 0.3"):
+        folder.check(default)
+
+
 def test_a_longer_schedule_has_to_be_asked_for(configure: Configure) -> None:
     began = configure("schedule={total_steps: 100, warmup_steps: 10, decay: linear}")
     folder = begun(began)

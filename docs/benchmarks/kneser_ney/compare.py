@@ -79,7 +79,7 @@ def compare(run: Path, data: Sequence[str] = (), *, checkpoint: str = "best") ->
         texts = [[read_texts(s, tokenizer, across=across) for s in both] for across in (False, True)]
     by_sentence, across = (ngram_losses(*pair, tokenizer.vocabulary_size) for pair in texts)
     words, predictions = (len(text.words) for text in texts[0])
-    reset, carried = (evaluate(run, data, checkpoint, states=states) for states in ("reset", "carried"))
+    reset, carried = (evaluate(run, data, checkpoint, states=states, start="zero") for states in ("reset", "carried"))
     counts = {found.losses.counts["forward"] for found in (reset, carried)}
     assert counts == {predictions}, f"ELMo makes {counts} predictions, the n-grams {predictions}"
     return Comparison(

@@ -13,6 +13,7 @@ from pretrain.models.elmo.export import (
 )
 from pretrain.models.elmo.model import build_model, encode, hidden_matrices
 from pretrain.models.elmo.objective import ElmoObjective, gradient_scale
+from pretrain.models.elmo.start_state import make_start_state
 from pretrain.models.elmo.token_embeddings import write_token_embeddings
 from pretrain.models.elmo.tokens import learn, vocabulary_problem
 from pretrain.models.family import Family, FamilyBaselines, FamilyFormat, FamilyTokenizer, FamilyTraining
@@ -42,5 +43,6 @@ FAMILY = Family(
         write_token_embeddings=write_token_embeddings,
     ),
     baselines=FamilyBaselines(build=build_baselines, parts=build_parts),
+    make_start_state=make_start_state,
 )
 """ELMo's record."""

@@ -51,7 +51,7 @@ class ElmoExamples:
     forward: _Direction
     backward: _Direction
     begins: NDArray[np.int8] | None = None
-    """[n]: 1 for a window before which its row's state is put to zero; None where that never happens in a block."""
+    """[n]: 1 for a window that its row starts from zero state; None where that never happens in a block."""
 
     def __len__(self) -> int:
         return len(self.forward.text_positions)
@@ -79,7 +79,8 @@ class ElmoExampleMaker:
     As Peters et al. train it, a sentence of n words has n + 1 positions: the forward model reads `<S> w1 … wn` and
     predicts `w1 … wn </S>`; the backward model reads `</S> wn … w1` and predicts `wn … w1 <S>`.
 
-    A row is continuous text; or, with `reset`, a new window begins with every sentence, from zero state.
+    A row is continuous text, of which each window starts from zero state with `reset_probability`, unless it is padded;
+    or, with `reset`, a new window begins with every sentence, from zero state.
     """
 
     def __init__(
@@ -95,6 +96,7 @@ class ElmoExampleMaker:
         self._max_characters = model.max_characters
         self._widest_filter = max(width for width, _ in model.filters)
         self._independent = objective.backward_text == "independent"
+        self._reset_probability = objective.reset_probability
         self._tokenizer = tokenizer
         self._rows = rows
         self._reset = reset
@@ -105,7 +107,7 @@ class ElmoExampleMaker:
         Each row has a contiguous piece of the block, which the backward model reads from its end. With `backward_text:
         same` it is the same piece for both directions; with `independent`, the backward model's are cut from the
         documents in an order drawn from `rng`. Without `pad`, what fills no window of every row is left out; with it,
-        directions always have the same pieces, and nothing is drawn.
+        directions always have the same pieces, no row starts anew, and nothing is drawn.
         """
         assert block.words is not None
         distinct = len(block.words)  # whose row in the character table is <S>'s; </S>'s follows
@@ -118,6 +120,8 @@ class ElmoExampleMaker:
             forward, backward = self._pieces(len(ids) + len(starts), pad=pad)
             if self._independent and not pad:
                 backward = _shuffle_documents(block, rng)[backward]
+            if self._reset_probability and not pad:  # the last draw: without it, examples are what they were
+                begins = (rng.random(len(forward)) < self._reset_probability).astype(np.int8)
         return ElmoExamples(
             characters=character_ids((*block.words, SENTENCE_BEGIN, SENTENCE_END), self._max_characters),
             forward=_Direction(

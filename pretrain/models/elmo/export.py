@@ -2,7 +2,7 @@
 
 Names and shapes of datasets are those of Peters et al.'s release. The published files of every size can be read, and
 their readers can read ours; those ignore the one key that we add, `tokenizer`. A folder may also hold the token layer
-of its vocabulary (`…token_embeddings.hdf5`).
+of its vocabulary (`…token_embeddings.hdf5`), and the state that texts start from (`start_state.safetensors`).
 """
 
 import json
@@ -31,6 +31,7 @@ from pretrain.models.elmo.weights import (
 )
 from pretrain.models.family import ModelFolder, differing_options
 from pretrain.models.published_files import find_tensorflow_checkpoint, identify, read_json
+from pretrain.models.start_state import START_STATE_FILE, read_start_state, write_start_state
 
 _MOST_CHARACTERS = 4096
 """Most characters of a word that a file may ask for: weights do not depend on it, but the memory of every word does."""
@@ -82,11 +83,16 @@ def read(folder: Path) -> ModelFolder:
     read_datasets(model, encoder_slices(config), weights_path)
     if softmax_path is not None and vocabulary_size is not None:
         read_datasets(model, softmax_slices(config, vocabulary_size), softmax_path)
-    return ModelFolder(model.eval(), tokenizer, config, ElmoObjectiveConfig(softmax="full"), language)
+    start_path = folder / START_STATE_FILE
+    start_state = read_start_state(start_path, model.encoder) if start_path.exists() else None
+    return ModelFolder(model.eval(), tokenizer, config, ElmoObjectiveConfig(softmax="full"), language, start_state)
 
 
 def write(folder: Path, model_folder: ModelFolder) -> None:
-    """Writes `options.json`, `weights.hdf5`, `vocabulary.txt` and, where there is a softmax, `softmax_weights.hdf5`."""
+    """Writes `options.json`, `weights.hdf5` and `vocabulary.txt`.
+
+    And where there is a softmax, `softmax_weights.hdf5`; where there is a start state, `start_state.safetensors`.
+    """
     model, tokenizer = cast(ElmoModel, model_folder.model), cast(WordTokenizer, model_folder.tokenizer)
     config: ElmoConfig = model_folder.config
     folder.mkdir(parents=True, exist_ok=True)
@@ -98,6 +104,8 @@ def write(folder: Path, model_folder: ModelFolder) -> None:
     if model.softmax is not None:
         slices = softmax_slices(config, model.softmax.vocabulary_size)
         write_datasets(folder / "softmax_weights.hdf5", slices, parameters)
+    if model_folder.start_state is not None:
+        write_start_state(folder / START_STATE_FILE, model_folder.start_state, model.encoder)
 
 
 def read_architecture(folder: Path) -> ElmoConfig:

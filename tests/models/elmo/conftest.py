@@ -21,7 +21,7 @@ def config() -> ElmoConfig:
 
 @pytest.fixture
 def objective_config() -> ElmoObjectiveConfig:
-    return ElmoObjectiveConfig(unroll_length=4, softmax="full")
+    return ElmoObjectiveConfig(unroll_length=4, softmax="full", reset_probability=0.0)
 
 
 @pytest.fixture

@@ -109,6 +109,15 @@ class ReferenceBilm:
         both = np.concatenate([forward, backward[:, ::-1]], axis=2)
         return both[:, 1:-1], (forward_state, backward_state)
 
+    def states_after(self, sentences: Sequence[Sequence[str]]) -> tuple[State, State]:
+        """The states in which continuous text leaves both directions, from zero, as in training.
+
+        The forward model reads `<S> w1 … wn` of every sentence, the backward model `</S> wn … w1` from the last one.
+        """
+        _, forward = self.read(FORWARD, [word for words in sentences for word in (BEGIN, *words)])
+        _, backward = self.read(BACKWARD, [word for words in sentences[::-1] for word in (END, *words[::-1])])
+        return forward, backward
+
     # predictions
 
     def losses(
@@ -126,14 +135,15 @@ class ReferenceBilm:
         numbers = {word: number for number, word in enumerate(self.vocabulary)}
         return [numbers.get(word, numbers[UNKNOWN]) for word in words]
 
-    def sentence_losses(self, words: Sequence[str]) -> tuple[Floats, Floats]:
-        """Losses of a sentence by itself, from zero state, [n + 1] each, in the order of the text.
+    def sentence_losses(self, words: Sequence[str], states: tuple[State, State] | None = None) -> tuple[Floats, Floats]:
+        """Losses of a sentence by itself, from zero state or from `states`, [n + 1] each, in the order of the text.
 
         Forward of `w1 … wn </S>`, backward of `<S> w1 … wn`.
         """
         text = [BEGIN, *words, END]
-        forward, _ = self.losses(FORWARD, text[:-1], text[1:])
-        backward, _ = self.losses(BACKWARD, text[:0:-1], text[-2::-1])
+        before = states or (None, None)
+        forward, _ = self.losses(FORWARD, text[:-1], text[1:], before[FORWARD])
+        backward, _ = self.losses(BACKWARD, text[:0:-1], text[-2::-1], before[BACKWARD])
         return forward, backward[::-1]
 
 

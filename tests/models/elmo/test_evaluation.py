@@ -16,11 +16,13 @@ from pretrain.config.objectives import ElmoObjectiveConfig
 from pretrain.evaluate import evaluate
 from pretrain.models.elmo import FAMILY
 from pretrain.models.elmo.model import ElmoModel
+from pretrain.models.elmo.start_state import make_start_state
 from pretrain.models.elmo.tokens import SPECIAL_WORDS, WordTokenizer
 from pretrain.models.family import ModelFolder
+from pretrain.models.start_state import START_STATE_FILE, Start, StartState, write_start_state
 from pretrain.runs.evaluation import States
 from pretrain.runs.held_out import HELD_OUT_ROWS
-from tests.models.elmo.reference import BACKWARD, FORWARD, ReferenceBilm
+from tests.models.elmo.reference import BACKWARD, FORWARD, ReferenceBilm, State
 
 WORDS = ["a", "bc", "naïve", "d", "cat", "longer-than-others", "unseen", "unheard"]
 KNOWN = WORDS[:-2]
@@ -53,10 +55,14 @@ def text(tmp_path: Path) -> Path:
     return path
 
 
-def by_reference(bilm: ReferenceBilm, sentences: list[list[str]], states: States) -> list[tuple[Any, Any]]:
+def by_reference(
+    bilm: ReferenceBilm, sentences: list[list[str]], states: States, start: tuple[State, State] | None = None
+) -> list[tuple[Any, Any]]:
     """Log-probabilities of each sentence, forward and backward, in the order of the text."""
     if states == "reset":
-        return [(-forward, -backward) for forward, backward in map(bilm.sentence_losses, sentences)]
+        losses = [bilm.sentence_losses(words, start) for words in sentences]
+        return [(-forward, -backward) for forward, backward in losses]
+    before = start or (None, None)
     forward_inputs = [word for words in sentences for word in ("<S>", *words)]
     forward_targets = [word for words in sentences for word in (*words, "</S>")]
     backward_inputs, backward_targets = forward_targets, forward_inputs  # in the order of the text
@@ -64,17 +70,21 @@ def by_reference(bilm: ReferenceBilm, sentences: list[list[str]], states: States
     forward, backward = [], []
     for start in range(0, len(forward_inputs), piece):
         row = slice(start, start + piece)
-        forward.append(bilm.losses(FORWARD, forward_inputs[row], forward_targets[row])[0])
-        losses, _ = bilm.losses(BACKWARD, backward_inputs[row][::-1], backward_targets[row][::-1])
+        forward.append(bilm.losses(FORWARD, forward_inputs[row], forward_targets[row], before[FORWARD])[0])
+        losses, _ = bilm.losses(BACKWARD, backward_inputs[row][::-1], backward_targets[row][::-1], before[BACKWARD])
         backward.append(losses[::-1])
     stops = np.cumsum([len(words) + 1 for words in sentences])[:-1]
     return list(zip(*(np.split(-np.concatenate(d), stops) for d in (forward, backward)), strict=True))
 
 
 @pytest.mark.parametrize("states", ["carried", "reset"])
-def test_against_numpy(model: Path, text: Path, states: States, tmp_path: Path) -> None:
+@pytest.mark.parametrize("start", ["zero", "primed"])
+def test_against_numpy(
+    model: Path, text: Path, states: States, start: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(StartState, "check", lambda *_: None)  # no state is better than another for a random model
     file = tmp_path / "new" / "sentences.jsonl"
-    found = evaluate(model, [str(text)], lines="sentence", states=states, per_sentence=file)
+    found = evaluate(model, [str(text)], lines="sentence", states=states, start=start, per_sentence=file)
     assert [path.name for path in file.parent.iterdir()] == [file.name], "nothing temporary is left"
     records = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
     sentences = [record["words"] for record in records]
@@ -82,13 +92,14 @@ def test_against_numpy(model: Path, text: Path, states: States, tmp_path: Path) 
     assert Counter(map(tuple, sentences)) == Counter(map(tuple, lines))
 
     bilm = ReferenceBilm(model)
-    expected = by_reference(bilm, sentences, states)
+    primed = bilm.states_after([(KNOWN * 67)[n : n + 20] for n in range(0, 400, 20)]) if start == "primed" else None
+    expected = by_reference(bilm, sentences, states, primed)
     for record, (forward, backward) in zip(records, expected, strict=True):
         np.testing.assert_allclose(record["forward"], forward, rtol=1e-5, atol=2e-6)
         np.testing.assert_allclose(record["backward"], backward, rtol=1e-5, atol=2e-6)
     forward, backward = (-np.concatenate(direction).mean() for direction in zip(*expected, strict=True))
     values = found.values()
-    assert values["states"] == states
+    assert (values["states"], values["start"]) == (states, start)
     assert values["forward_perplexity"] == pytest.approx(np.exp(forward), rel=1e-5)
     assert values["backward_perplexity"] == pytest.approx(np.exp(backward), rel=1e-5)
     assert values["perplexity_arithmetic"] == pytest.approx((np.exp(forward) + np.exp(backward)) / 2, rel=1e-5)
@@ -96,6 +107,27 @@ def test_against_numpy(model: Path, text: Path, states: States, tmp_path: Path) 
     assert values["loss"] == pytest.approx((forward + backward) / 2, rel=1e-5)
     assert values["perplexity"] == pytest.approx(np.exp(values["loss"]))
     assert abs(np.log(bilm.weights["softmax/W"].shape[0]) - forward) > 0.1, "no model that says nothing"
+
+
+def test_both_ways_of_reading(model: Path, text: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without being asked; with `--states` only what is asked."""
+    found = evaluate(model, [str(text)], lines="sentence")
+    reset = evaluate(model, [str(text)], lines="sentence", states="reset")
+    assert reset.by_states is None and "states_reset_loss" not in reset.values()
+    values = found.values()
+    assert (values["states"], values["start"], values["states_blocks"]) == ("carried", "zero", 1)
+    assert values["states_carried_loss"] == values["loss"] and values["states_reset_loss"] == reset.losses.loss
+    assert values["states_reset_perplexity"] == pytest.approx(np.exp(reset.losses.loss))
+    (line,) = [line for line in found.lines() if line.startswith("states carried | reset")]
+    assert f"{np.exp(values['loss']):,.2f} | {np.exp(reset.losses.loss):,.2f} | " in line and "the first block" in line
+    state = make_start_state(FAMILY.format.read(model))
+    with monkeypatch.context() as patch:
+        patch.setattr(StartState, "check", lambda *_: None)
+        primed = evaluate(model, [str(text)], lines="sentence", states="reset", start="primed")
+    assert values["states_reset_primed_loss"] == primed.losses.loss
+    read = FAMILY.format.read(model)
+    write_start_state(model / START_STATE_FILE, state, read.model.encoder)  # which says that zero is the default
+    assert "states_reset_primed_loss" not in evaluate(model, [str(text)], lines="sentence").values()
 
 
 def test_a_line_of_each_sentence(model: Path, tmp_path: Path) -> None:

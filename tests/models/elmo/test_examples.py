@@ -216,6 +216,32 @@ def test_independent_backward_text(
     assert digest(held_out[0]) == digest(held_out[1]), "held-out text is read in one way only"
 
 
+@pytest.mark.parametrize("backward_text", ["same", "independent"])
+def test_rows_that_begin_anew(
+    config: ElmoConfig, objective: ElmoObjectiveConfig, tokenizer: WordTokenizer, documents: Block, backward_text: str
+) -> None:
+    """They are drawn after everything else, and not of held-out text: without them examples are what they were."""
+
+    def make(probability: float, seed: int = 1, *, pad: bool = False) -> Arrays:
+        options = changed(objective, backward_text=backward_text, reset_probability=probability, unroll_length=2)
+        maker = ElmoExampleMaker(config, options, tokenizer, 4)
+        return maker.make(documents, np.random.default_rng(seed), pad=pad).take(0, 1000)
+
+    without, some, every = make(0.0), make(0.3), make(1.0)
+    assert "begins" not in without and every["begins"].all()
+    for name, array in without.items():
+        assert np.array_equal(array, some[name]) and np.array_equal(array, every[name])
+    rng = np.random.default_rng(1)
+    if backward_text == "independent":
+        rng.permutation(6)  # the order of the documents
+    assert np.array_equal(some["begins"], rng.random(len(some["begins"])) < 0.3)
+    assert some["begins"].dtype == np.int8 and 0 < some["begins"].mean() < 0.6
+    assert digest(make(0.3)) == digest(some) != digest(without)
+    assert digest(make(0.3, seed=2)) != digest(some)
+    held_out = make(0.3, pad=True)
+    assert "begins" not in held_out and digest(held_out) == digest(make(0.0, seed=3, pad=True))
+
+
 def test_shapes_and_types(config: ElmoConfig, objective: ElmoObjectiveConfig, tokenizer: WordTokenizer) -> None:
     examples = ElmoExampleMaker(config, objective, tokenizer, 1).make(make_block("a unseen", "b c d e f"), RNG)
     arrays = examples.take(1, 2)

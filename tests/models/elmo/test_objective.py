@@ -76,6 +76,57 @@ def test_a_row_that_begins_starts_from_zero(config: ElmoConfig, objective_config
         assert torch.equal(losses[1], one[1]) and torch.equal(losses[::2], other[::2]) and (one != other).any()
 
 
+def test_windows_that_begin_within_a_run(config: ElmoConfig, objective_config: ElmoObjectiveConfig) -> None:
+    """States carried and put to zero, window after window: losses and gradients are those of a loop over rows, each by
+    itself, through the reference recurrence."""
+    config = config.model_copy(update={"cell_clip": 0.5, "projection_clip": 0.3})
+    model = make_model(config).double()
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, std=0.5)
+    rng = np.random.default_rng(1)
+    words = tuple(f"w{n}" for n in range(35))
+    block = Block(
+        tokens=rng.integers(0, 35, 100).astype(np.int32),
+        sentence_starts=np.arange(0, 101, 10),
+        document_starts=np.array([0, 10]),
+        document_numbers=np.array([0]),
+        words=words,
+    )
+    objective_config = objective_config.model_copy(update={"reset_probability": 0.4})
+    maker = FAMILY.training.build_examples(config, objective_config, TOKENIZER, 3)
+    examples = maker.make(block, rng)
+    batches = [maker.collate(examples.take(start, start + 3)) for start in range(0, len(examples), 3)]
+    begins = torch.stack([batch["begins"] for batch in batches[1:]])
+    assert 0 < begins.sum() < begins.numel(), "some rows go on, and some begin"
+
+    objective = FAMILY.training.build_objective(objective_config, TOKENIZER)
+    losses, carried = [], None
+    for batch in batches:
+        terms, carried = objective(model, batch, carried, seed=0)
+        losses.append([term.losses.view(3, -1) for term in terms.values() if term.losses is not None])
+        sum(term.total for term in terms.values()).backward()
+    gradients = [parameter.grad.clone() for parameter in model.parameters() if parameter.grad is not None]
+    model.zero_grad()
+
+    states = torch.zeros(3, model.encoder.state_size, dtype=torch.float64)
+    for batch, ours in zip(batches, losses, strict=True):
+        for row in range(3):
+            state = torch.zeros(1, model.encoder.state_size, dtype=torch.float64)
+            if not batch["begins"][row]:
+                state = states[row : row + 1].clone()
+            spelled = model.encoder.token_encoder(batch["characters"])
+            inputs = torch.stack([spelled[batch[f"{d}_index"][row]] for d in ("forward", "backward")])[:, :, None]
+            layers, after = model.encoder.run(inputs, state, torch.tensor([inputs.shape[1]]))
+            states[row] = after.detach()
+            for direction, name in enumerate(("forward", "backward")):
+                logits = layers[-1][direction, :, 0] @ model.softmax.weight.T + model.softmax.bias
+                loss = torch.nn.functional.cross_entropy(logits, batch[f"{name}_labels"][row], reduction="none")
+                torch.testing.assert_close(loss.detach(), ours[direction][row].double(), rtol=1e-5, atol=1e-6)
+                loss.sum().backward(retain_graph=True)
+    for parameter, gradient in zip(model.parameters(), gradients, strict=True):
+        torch.testing.assert_close(parameter.grad, gradient, rtol=1e-5, atol=1e-6)
+
+
 def test_sampled_softmax_depends_on_the_seed_alone(config: ElmoConfig, objective_config: ElmoObjectiveConfig) -> None:
     objective_config = objective_config.model_copy(update=SAMPLED)
     model, batch = make_model(config), make_batch(config, objective_config)
