@@ -13,6 +13,7 @@ from pretrain.models.elmo.export import (
 )
 from pretrain.models.elmo.model import build_model, encode
 from pretrain.models.elmo.objective import ElmoObjective, gradient_scale
+from pretrain.models.elmo.scoring import SCORING
 from pretrain.models.elmo.token_embeddings import write_token_embeddings
 from pretrain.models.elmo.tokens import learn, vocabulary_problem
 from pretrain.models.family import Family, FamilyBaselines, FamilyFormat, FamilyTokenizer, FamilyTraining
@@ -40,6 +41,7 @@ FAMILY = Family(
         initialize=initialize,
         write_token_embeddings=write_token_embeddings,
     ),
+    scoring=SCORING,
     baselines=FamilyBaselines(build=build_baselines, parts=build_parts),
 )
 """ELMo's record."""
