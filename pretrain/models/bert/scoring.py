@@ -82,7 +82,8 @@ class _Copies:
 def score_sentences(folder: ModelFolder, sentences: Sequence[BertSentence]) -> NDArray[np.float64]:
     """[2, sentences]: `pll_word_l2r` and `pll`.
 
-    Copies of equal length are read together, so that nothing is padding, and logits are those of one place a copy.
+    Copies of equal length are read together, so that nothing is padding; top layer and logits are computed for one
+    place a copy.
     """
     model, tokenizer = cast(BertModel, folder.model), cast(WordPieceTokenizer, folder.tokenizer)
     device = next(model.parameters()).device
@@ -91,13 +92,14 @@ def score_sentences(folder: ModelFolder, sentences: Sequence[BertSentence]) -> N
     begins = np.cumsum(lengths) - lengths
     found = np.zeros(len(copies.sentence))
     for length, numbers in batches_by_length(lengths[copies.sentence], TOKENS):
-        places = begins[copies.sentence[numbers], None] + np.arange(length)
-        start, stop = copies.start[numbers, None], copies.stop[numbers, None]
-        masked = np.where((start <= places) & (places < stop), tokenizer.mask_id, copies.tokens[places])
-        input_ids = torch.from_numpy(masked).to(device)
-        predicted = torch.from_numpy(np.flatnonzero(places == start)).to(device)
-        logits = model(input_ids, torch.zeros_like(input_ids), torch.ones_like(input_ids), predicted).words
-        labels = torch.from_numpy(copies.tokens[copies.start[numbers]]).to(device)
+        first = begins[copies.sentence[numbers]]
+        places = first[:, None] + np.arange(length)
+        start, stop = copies.start[numbers], copies.stop[numbers]
+        is_masked = (start[:, None] <= places) & (places < stop[:, None])
+        masked = np.where(is_masked, tokenizer.mask_id, copies.tokens[places])
+        arrays = masked, start - first, copies.tokens[start]
+        input_ids, predicted, labels = (torch.from_numpy(array).to(device) for array in arrays)
+        logits = model.masked_words(model.encoder.at(input_ids, predicted))
         found[numbers] = -F.cross_entropy(logits.float(), labels, reduction="none").double().cpu().numpy()
     pieces = len(copies.followed)
     word_l2r = found[:pieces].copy()

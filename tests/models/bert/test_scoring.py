@@ -1,6 +1,5 @@
 """Pseudo-log-likelihoods against a loop over transformers' model, one masked copy at a time; batches; limits."""
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -82,13 +81,14 @@ def test_no_sentence(folder: ModelFolder) -> None:
 def test_no_copy_is_computed_twice(folder: ModelFolder, texts: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     """Scores share the copies of words of one piece and of the last piece of a word; nothing is padding."""
     seen: list[tuple[int, ...]] = []
-    forward: Callable[..., object] = folder.model.encoder.forward
+    assert isinstance(folder.model, BertModel)
+    at = folder.model.encoder.at
 
-    def counting(input_ids: torch.Tensor, *arguments: object, **options: object) -> object:
+    def counting(input_ids: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
         seen.extend(map(tuple, input_ids.tolist()))
-        return forward(input_ids, *arguments, **options)
+        return at(input_ids, places)
 
-    monkeypatch.setattr(folder.model.encoder, "forward", counting)
+    monkeypatch.setattr(folder.model.encoder, "at", counting)
     sentences = read(folder, texts)
     scoring.score_sentences(folder, sentences)
     pieces = sum(len(sentence.labels) for sentence in sentences)
