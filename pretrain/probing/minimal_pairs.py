@@ -65,23 +65,23 @@ def probe_minimal_pairs(subjects: Sequence[Subject], inputs: Inputs) -> Outcome:
     pairs = read_pairs(inputs.data)
     drawn = pairs if inputs.pairs is None else draw_pairs(pairs, inputs.pairs, inputs.seed)
     _check(subjects, inputs)
+    read = [read_sentences(subject, drawn) for subject in subjects]
     results: list[Result] = []
     notes = [_describe(drawn, len(pairs))]
     unknown_words: dict[str, Any] = {}
     by_model: dict[str, Scores] = {}
-    for subject in subjects:
-        scores = by_model[subject.name] = score_pairs(subject, drawn, inputs.seed)
+    for subject, sentences in zip(subjects, read, strict=True):
+        scores = by_model[subject.name] = score_pairs(subject, sentences, inputs.seed)
         results += accuracies(subject, scores, drawn, inputs.seed)
         notes += _notes(subject.name, scores, drawn)
         unknown_words[subject.name] = _count_unknown(scores, drawn)
-    for subject in subjects:
-        untrained = subject.untrained(inputs.seed)
-        scores = score_pairs(untrained, drawn, inputs.seed)
-        results += accuracies(untrained, scores, drawn, inputs.seed, of=subject.name)
-    results += _floors(drawn)
     if inputs.scores is not None:
         write_atomically(inputs.scores, "".join(_lines(by_model, drawn)))
-    return Outcome(TASK, tuple(results), tuple(notes), {"unknown_words": unknown_words})
+    for subject, sentences in zip(subjects, read, strict=True):
+        untrained = subject.untrained(inputs.seed)
+        scores = score_pairs(untrained, sentences, inputs.seed)
+        results += accuracies(untrained, scores, drawn, inputs.seed, of=subject.name)
+    return Outcome(TASK, (*results, *_floors(drawn)), tuple(notes), {"unknown_words": unknown_words})
 
 
 def _check(subjects: Sequence[Subject], inputs: Inputs) -> None:
@@ -96,31 +96,33 @@ def _check(subjects: Sequence[Subject], inputs: Inputs) -> None:
         inputs.scores.parent.mkdir(parents=True, exist_ok=True)
 
 
-def score_pairs(subject: Subject, pairs: Sequence[Pair], seed: int) -> Scores:
-    """Scores of both sentences of each pair; each sentence, as the model reads it, is scored once.
-
-    So two that are the same to the model tie exactly, whatever they were batched with.
-    """
-    scoring = subject.family.scoring
-    numbers: dict[ScoredSentence, int] = {}
-    read: list[tuple[ScoredSentence, ScoredSentence]] = []
+def read_sentences(subject: Subject, pairs: Sequence[Pair]) -> list[tuple[ScoredSentence, ScoredSentence]]:
+    """Both sentences of each pair as the model scores them; raises DataError for one that is too long for it."""
+    read = []
     for pair in pairs:
         sentences = []
         for field, text in ((GOOD, pair.good), (BAD, pair.bad)):
             try:
-                sentences.append(scoring.read(subject.folder, clean(text)))
+                sentences.append(subject.family.scoring.read(subject.folder, clean(text)))
             except DataError as error:
                 raise DataError(f"{pair.where}: {field}: {subject.name}: {error}") from None
         read.append((sentences[0], sentences[1]))
-        for sentence in sentences:
-            numbers.setdefault(sentence, len(numbers))
+    return read
+
+
+def score_pairs(subject: Subject, sentences: Sequence[tuple[ScoredSentence, ScoredSentence]], seed: int) -> Scores:
+    """Scores of both sentences of each pair; each distinct sentence, as the model reads it, is scored once.
+
+    So two that are the same to the model tie exactly, whatever they were batched with.
+    """
+    numbers: dict[ScoredSentence, int] = {}
+    index = np.array([[numbers.setdefault(sentence, len(numbers)) for sentence in pair] for pair in sentences])
     found = _score_sentences(subject, list(numbers), seed)
-    index = np.array([[numbers[good], numbers[bad]] for good, bad in read])
     return Scores(
-        of={name: values[index] for name, values in zip(scoring.scores, found, strict=True)},
-        unknown=np.array([good.unknown_words + bad.unknown_words > 0 for good, bad in read]),
+        of={name: values[index] for name, values in zip(subject.family.scoring.scores, found, strict=True)},
+        unknown=np.array([good.unknown_words + bad.unknown_words > 0 for good, bad in sentences]),
         same=index[:, 0] == index[:, 1],
-        same_labels=np.array([good.labels == bad.labels for good, bad in read]),
+        same_labels=np.array([good.labels == bad.labels for good, bad in sentences]),
     )
 
 
@@ -132,7 +134,8 @@ def _score_sentences(subject: Subject, sentences: Sequence[ScoredSentence], seed
     found = np.zeros((len(scoring.scores), len(sentences)))
     # in an order drawn, since what is alike stands together in a file, and would give a wrong idea of the rest
     order = generator("minimal pairs", seed).permutation(len(sentences))
-    began = told = time.monotonic()
+    total, began = f"{len(sentences):,}", time.monotonic()
+    told = began
     for start in range(0, len(sentences), SENTENCES):
         some = order[start : start + SENTENCES]
         with exact_float32():
@@ -140,9 +143,9 @@ def _score_sentences(subject: Subject, sentences: Sequence[ScoredSentence], seed
         done, now = start + len(some), time.monotonic()
         if done < len(sentences) and (start == 0 or now - told > EVERY_SECONDS):
             left = (now - began) * (len(sentences) / done - 1)
-            log.info("%s: %d of %d sentences, %s to go", subject.name, done, len(sentences), _duration(left))
+            log.info("%s: %s of %s sentences, %s to go", subject.name, f"{done:,}", total, _duration(left))
             told = now
-    log.info("%s: %d sentences in %s", subject.name, len(sentences), _duration(time.monotonic() - began))
+    log.info("%s: %s sentences in %s", subject.name, total, _duration(time.monotonic() - began))
     if not np.isfinite(found).all():
         broken = int((~np.isfinite(found)).any(axis=0).sum())
         raise ExportError(
