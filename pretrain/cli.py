@@ -36,6 +36,7 @@ TASKS = [
 TEST = "What to test on; by default a fifth of --data, which is left out of what is learned from."
 STATIC = "Word vectors as text (word2vec, GloVe, fastText), to stand beside; by default the model's own, averaged."
 SCORES = "Minimal pairs: write both scores of each pair to FILE, a JSON line a pair."
+PAIRS = "Minimal pairs: draw N of each paradigm, by default all."
 DEMO_TAKES = (
     "Trains an ELMo and a BERT on Python's documentation, two processes each, in a few minutes on a laptop:\n"
     "measured were 132 s on two idle cores, and 221 s with one of them busy."
@@ -204,6 +205,7 @@ def evaluate(
 @click.option("--json", "file", type=click.Path(path_type=Path), metavar="FILE", help="Write all figures to FILE.")
 @click.option("--html", type=click.Path(path_type=Path), metavar="FILE", help="Write a page with pictures to FILE.")
 @click.option("--scores", type=click.Path(path_type=Path), metavar="FILE", help=SCORES)
+@click.option("--pairs", type=click.IntRange(min=1), metavar="N", help=PAIRS)
 @click.option("--seed", type=click.IntRange(min=0), default=1, show_default=True, help="Of splits and samples.")
 @click.option("--checkpoint", default="best", show_default=True, help="Of a run: best, newest, or a step.")
 def probe(
@@ -216,6 +218,7 @@ def probe(
     file: Path | None,
     html: Path | None,
     scores: Path | None,
+    pairs: int | None,
     seed: int,
     checkpoint: str,
 ) -> None:
@@ -225,7 +228,8 @@ def probe(
     from pretrain.probing.tasks import Inputs
     from pretrain.probing.verdict import verdicts
 
-    outcome = probe(targets, task, Inputs(data, test, static=static, scores=scores, seed=seed), checkpoint, vectors)
+    inputs = Inputs(data, test, static=static, scores=scores, pairs=pairs, seed=seed)
+    outcome = probe(targets, task, inputs, checkpoint, vectors)
     click.echo("\n".join([*outcome.lines(), *(f"verdict: {sentence}" for sentence in verdicts(outcome))]))
     if file is not None:
         file.write_text(json.dumps(outcome.values(), ensure_ascii=False, indent=1) + "\n", encoding="utf-8")

@@ -9,9 +9,9 @@ from pretrain.config.load import dump_config
 from pretrain.data.documents import describe
 from pretrain.errors import ConfigError, ExportError
 from pretrain.models import FAMILIES, get_family
-from pretrain.probing.evidence import card_section, read_evidence
 from pretrain.models.family import ModelFolder
 from pretrain.models.start_state import START_STATE_FILE
+from pretrain.probing.evidence import card_section, read_evidence
 from pretrain.runs.folder import RunFolder
 from pretrain.runs.start_states import with_start_state
 from pretrain.runs.trained import Trained, is_run, read_trained

@@ -25,6 +25,7 @@ def probe(
     for path in (inputs.data, inputs.test, inputs.static):
         if path is not None and not path.is_file():
             raise DataError(f"{path}: no such file")
+    _check_options(task, inputs, vectors)
     names = [str(target) for target in targets]
     if twice := sorted({name for name in names if names.count(name) > 1}):
         raise ConfigError(f"{twice[0]}: given twice")
@@ -36,3 +37,12 @@ def probe(
         outcome = get_task(task)(subjects, replace(inputs, vectors=folder))
     recorded = [record(outcome, subject, inputs) for subject in subjects if subject.checkpoint is not None]
     return replace(outcome, notes=(*outcome.notes, *recorded))
+
+
+def _check_options(task: str, inputs: Inputs, vectors: Path | None) -> None:
+    """Raises ConfigError for an option that the task has no use for."""
+    of_pairs = {"--scores": inputs.scores, "--pairs": inputs.pairs}
+    of_vectors = {"--test": inputs.test, "--static": inputs.static, "--vectors": vectors}
+    for option, value in (of_vectors if task == "minimal-pairs" else of_pairs).items():
+        if value is not None:
+            raise ConfigError(f"{option} {value}: --task {task} has no use for it")

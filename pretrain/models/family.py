@@ -1,6 +1,6 @@
 """The contract between a family of models and everything else."""
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
@@ -177,6 +177,33 @@ class FamilyFormat:
     """Adds the token layer of every word of the vocabulary to a model folder, where the format has a file for it."""
 
 
+class ScoredSentence(Hashable, Protocol):
+    """A sentence as a model scores it, equal to every other that is the same to the model."""
+
+    @property
+    def labels(self) -> tuple[int, ...]:
+        """The ids of the tokens that are predicted; an unknown word's where the vocabulary lacks one."""
+
+    @property
+    def unknown_words(self) -> int:
+        """How many of them are unknown words."""
+
+
+@dataclass(frozen=True)
+class FamilyScoring:
+    """How probable a family's models find sentences, each by itself."""
+
+    scores: tuple[str, ...]
+    """The names of its scores, the best founded first."""
+    problem: Callable[[ModelFolder], str | None]
+    """What keeps a model from scoring, in a line: a folder without the heads that predict; None where nothing does."""
+    read: Callable[[ModelFolder, str], ScoredSentence]
+    """(model folder with a tokenizer, text) -> the sentence; raises DataError, saying no file, for one that is longer
+    than the model reads."""
+    score: Callable[[ModelFolder, Sequence[Any]], NDArray[np.float64]]
+    """(model folder in evaluation mode, sentences as `read` makes them) -> natural logs [scores, sentences]."""
+
+
 @dataclass(frozen=True)
 class FamilyBaselines:
     """What `pretrain bench` measures a family against."""
@@ -198,6 +225,7 @@ class Family:
     tokenizer: FamilyTokenizer
     training: FamilyTraining
     format: FamilyFormat
+    scoring: FamilyScoring
     baselines: FamilyBaselines
     make_start_state: Callable[[ModelFolder], StartState] | None = None
     """A state that the model reaches by reading, always the same for the same model; measured on what it has at hand,

@@ -23,6 +23,8 @@ class Inputs:
     """Word vectors in the text format of word2vec, GloVe or fastText, for the `static` floor."""
     scores: Path | None = None
     """Minimal pairs only: where both scores of each pair are written, a JSON line a pair."""
+    pairs: int | None = None
+    """Minimal pairs only: how many of each paradigm are drawn, by default all."""
     seed: int = 1
     """Keys splits, untrained models and bootstrap samples."""
 

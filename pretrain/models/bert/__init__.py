@@ -7,6 +7,7 @@ from pretrain.models.bert.export import differences, initialize, read, read_arch
 from pretrain.models.bert.model import build_model, encode, hidden_matrices, no_decay
 from pretrain.models.bert.objective import build_objective
 from pretrain.models.bert.published_tokenizer import load_tokenizer
+from pretrain.models.bert.scoring import SCORING
 from pretrain.models.bert.tokens import learn_tokenizer
 from pretrain.models.family import Family, FamilyBaselines, FamilyFormat, FamilyTokenizer, FamilyTraining
 
@@ -34,6 +35,7 @@ FAMILY = Family(
         initialize=initialize,
         sentence_pooling="mean",
     ),
+    scoring=SCORING,
     baselines=FamilyBaselines(build=build_baselines, parts=build_parts),
 )
 """BERT's record."""

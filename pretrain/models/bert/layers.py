@@ -95,10 +95,11 @@ class SelfAttention(nn.Module):
         self.value = nn.Linear(size, size)
         self.output = nn.Linear(size, size)
 
-    def forward(self, x: Tensor, attend: Attention) -> Tensor:
-        """[B, T, H] from the same."""
+    def forward(self, x: Tensor, attend: Attention, asking: Tensor | None = None) -> Tensor:
+        """[B, T, H] from the same; or [B, tokens, H] of those `asking`, if not all do."""
         dropout = self.dropout if self.training else 0.0
-        attended = attend(self.query(x), self.key(x), self.value(x), num_heads=self.num_heads, dropout=dropout)
+        query = self.query(x if asking is None else asking)
+        attended = attend(query, self.key(x), self.value(x), num_heads=self.num_heads, dropout=dropout)
         output: Tensor = self.output(attended)
         return output
 
@@ -116,9 +117,10 @@ class Layer(nn.Module):
         self.output_norm = LayerNorm(config.hidden_size, config.layer_norm_epsilon)
         self.dropout = Dropout(config.dropout)
 
-    def forward(self, x: Tensor, attend: Attention) -> Tensor:
-        """[B, T, H] from the same."""
-        x = self.attention_norm(x + self.dropout(self.attention(x, attend)))
+    def forward(self, x: Tensor, attend: Attention, places: Tensor | None = None) -> Tensor:
+        """[B, T, H] from the same; or [B, 1, H], given the one place in each row that is needed, int64 [B]."""
+        asking = x if places is None else x[torch.arange(len(x), device=x.device), places][:, None]
+        x = self.attention_norm(asking + self.dropout(self.attention(x, attend, asking)))
         widened = self.activation(self.intermediate(x))
         output: Tensor = self.output_norm(x + self.dropout(self.output(widened)))
         return output

@@ -69,6 +69,19 @@ class BertEncoder(nn.Module):
             kept = [*kept, x] if all_layers else [x]
         return LayerVectors(tuple(kept), attention_mask.bool())
 
+    def at(self, input_ids: Tensor, places: Tensor) -> Tensor:
+        """The top layer's vectors [batch, hidden] of one place in each row, int64 [batch], which alone is computed.
+
+        `input_ids` int64 [batch, token] are one sequence a row, without padding, all of segment A.
+        """
+        attend = padded_attention(torch.ones_like(input_ids))
+        x = self.embeddings(input_ids, torch.zeros_like(input_ids), None)
+        *below, top = self.layers
+        for layer in below:
+            x = layer(x, attend)
+        vectors: Tensor = top(x, attend, places)
+        return vectors[:, 0]
+
 
 class Decoder(nn.Linear):
     """Logits of words from the word embeddings' own Parameter, with a bias of its own; -inf for rows without a word."""

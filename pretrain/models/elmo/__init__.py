@@ -13,6 +13,7 @@ from pretrain.models.elmo.export import (
 )
 from pretrain.models.elmo.model import build_model, encode, hidden_matrices
 from pretrain.models.elmo.objective import ElmoObjective, gradient_scale
+from pretrain.models.elmo.scoring import SCORING
 from pretrain.models.elmo.start_state import make_start_state
 from pretrain.models.elmo.token_embeddings import write_token_embeddings
 from pretrain.models.elmo.tokens import learn, vocabulary_problem
@@ -42,6 +43,7 @@ FAMILY = Family(
         initialize=initialize,
         write_token_embeddings=write_token_embeddings,
     ),
+    scoring=SCORING,
     baselines=FamilyBaselines(build=build_baselines, parts=build_parts),
     make_start_state=make_start_state,
 )

@@ -42,7 +42,12 @@ class ElmoEncoder(nn.Module):
         Returns what the top layer says in the two directions, [B, T, P] each in the order in which they read, and the
         state carried on, detached (truncated back-propagation).
         """
-        words = self.token_encoder(characters)
+        return self.read(self.token_encoder(characters), forward_index, backward_index, carried)
+
+    def read(
+        self, words: Tensor, forward_index: Tensor, backward_index: Tensor, carried: Tensor | None = None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """`forward`, of words that are encoded already, [N, P]."""
         index = torch.stack([forward_index.T, backward_index.T])
         layers, state = self.run(lookup(index, words), carried)
         forward, backward = self.dropout(layers[-1]).transpose(1, 2)
@@ -95,6 +100,17 @@ class ElmoModel(nn.Module):
         super().__init__()
         self.encoder = ElmoEncoder(config)
         self.softmax = None if vocabulary_size is None else Softmax(vocabulary_size, config.projection_size)
+
+    def problem(self, vocabulary_size: int) -> str | None:
+        """What keeps the model from predicting words of a vocabulary, in a line; None where nothing does."""
+        if self.softmax is None:
+            return "the model folder holds no *softmax_weights.hdf5: it gives vectors, but no losses"
+        if self.softmax.vocabulary_size != vocabulary_size:
+            return (
+                f"the softmax predicts {self.softmax.vocabulary_size} words, the vocabulary has {vocabulary_size}: "
+                "they do not belong together"
+            )
+        return None
 
 
 def build_model(config: ElmoConfig, objective: ElmoObjectiveConfig, vocabulary_size: int) -> ElmoModel:

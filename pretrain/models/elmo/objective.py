@@ -60,13 +60,9 @@ class ElmoObjective:
         folder held no softmax, or another vocabulary's.
         """
         model = cast(ElmoModel, model)
-        if model.softmax is None:
-            raise ExportError("the model folder holds no *softmax_weights.hdf5: it gives vectors, but no losses")
-        if model.softmax.vocabulary_size != self._vocabulary_size:
-            raise ExportError(
-                f"the softmax predicts {model.softmax.vocabulary_size} words, the vocabulary has "
-                f"{self._vocabulary_size}: they do not belong together"
-            )
+        if (problem := model.problem(self._vocabulary_size)) is not None:
+            raise ExportError(problem)
+        assert model.softmax is not None
         if carried is not None and "begins" in batch:
             carried = carried.masked_fill(batch["begins"][:, None] == 1, 0.0)
         *hidden, carried = model.encoder(batch["characters"], batch["forward_index"], batch["backward_index"], carried)
