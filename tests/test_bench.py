@@ -174,7 +174,8 @@ def test_command_in_16_bits_with_accumulation(family: str, corpus: Path, tmp_pat
 
 
 def test_without_the_peers_package(corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    config = tiny_config("bert", corpus, tmp_path)
+    """And with a first stage of short sequences: what comes after it is measured."""
+    config = tiny_config("bert", corpus, tmp_path, "objective.stages=[{until_step: 9, max_sequence_length: 8}]")
     ensure_prepared(config, get_family("bert"))  # `datasets` looks for transformers as well
     monkeypatch.setitem(sys.modules, "transformers", None)
     result = bench(config, 1)
@@ -182,4 +183,5 @@ def test_without_the_peers_package(corpus: Path, tmp_path: Path, monkeypatch: py
     assert result.lines()[-1] == "no baseline: transformers BertForPreTraining: transformers is not installed"
     values = result.values()
     assert values["step"]["baselines"] == {}
+    assert values["counts"]["tokens"] > 12 * values["counts"]["sequences"]
     assert values["unavailable"] == {"transformers BertForPreTraining": "transformers is not installed"}

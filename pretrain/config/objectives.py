@@ -3,6 +3,7 @@
 Every number a plan needs before torch is imported (examples' tokens, parameters, FLOPs) is a method here.
 """
 
+import json
 import math
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal, Self
@@ -36,7 +37,7 @@ class AnyObjectiveConfig(Section):
 
     def describe_stage(self, step: int) -> str:
         """The same, readable."""
-        return ", ".join(f"{name} {value}" for name, value in self.staged_options(step).items())
+        return ", ".join(f"{name} {json.dumps(value)}" for name, value in self.staged_options(step).items())
 
 
 class ElmoObjectiveConfig(AnyObjectiveConfig):

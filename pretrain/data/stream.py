@@ -173,6 +173,11 @@ class Lane:
             number = self._lane + self._read[source] * self._order.lanes
             self._examples = self._order.examples(source, number, step)
             self._guard(source, len(self._examples))
+            if self.used > len(self._examples):
+                raise DataError(
+                    f"lane {self._lane}: {self.used} examples are used of a block that gives {len(self._examples)}: "
+                    "the position is that of another stream; was it written by another version?"
+                )
         return self._examples
 
     def _guard(self, source: int, count: int) -> None:

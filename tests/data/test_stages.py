@@ -9,6 +9,7 @@ from pretrain.config.run import RunConfig
 from pretrain.data.loader import MicroBatch, StepLoader
 from pretrain.data.prepare import ensure_prepared
 from pretrain.data.stream import BlockOrder, StepExamples, StreamPosition, digest
+from pretrain.errors import DataError
 from pretrain.models import get_family
 from pretrain.runs.trained import read_tokenizer
 from pretrain.runtime.world import World
@@ -113,6 +114,15 @@ def test_a_stage_that_changes_nothing_but_blocks(sources: list[PreparedSource]) 
     assert_equal(one[:9], two[:9])
     assert_equal(two, three)
     assert [step.digest for step in one[9:]] != [step.digest for step in two[9:]]
+
+
+def test_a_position_of_another_stream_is_refused(sources: list[PreparedSource]) -> None:
+    """The last block of a stage, read as what comes after it, has fewer examples than were used of it."""
+    order = order_of(sources, {0: 2, 5: 6})
+    position = steps_of(order, 9, START, 5, 1, 0)[-1].position
+    assert position.lanes[0][1] > 8
+    with pytest.raises(DataError, match=r"^lane 0: \d+ examples are used of a block that gives \d: the position is"):
+        steps_of(order, 9, position, 1, 1, 0, first=6)
 
 
 @pytest.mark.filterwarnings("ignore:This DataLoader will create")  # torch counts the cores

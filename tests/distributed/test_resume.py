@@ -35,6 +35,10 @@ LAMB = "optimizer={kind: lamb, peak_learning_rate: 0.01, clip_norm: 0.5}"
 MUON = "optimizer={kind: muon, peak_learning_rate: 2e-3, clip_norm: 0.5}"
 PLAIN_ADAMW = "optimizer={kind: adamw, peak_learning_rate: 1e-3, bias_correction: false}"
 BF16 = "precision=bf16-mixed"
+STAGES = (
+    "objective.stages=[{until_step: 4, max_sequence_length: 8, mask_probability: 0.3, shift_positions: true}, "
+    "{until_step: 10, max_sequence_length: 16}]"
+)
 
 
 @pytest.mark.parametrize(
@@ -183,15 +187,23 @@ TORCHRUN = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "
 
 
 @pytest.mark.parametrize(
-    ("killed", "launcher"),
-    [("launcher", []), ("rank", []), pytest.param("launcher", TORCHRUN, marks=pytest.mark.slow)],
-    ids=["our-launcher", "a-rank", "torchrun"],
+    ("killed", "launcher", "more"),
+    [
+        ("launcher", [], []),
+        ("rank", [], []),
+        pytest.param("launcher", TORCHRUN, [], marks=pytest.mark.slow),
+        pytest.param("rank", [], [STAGES], marks=pytest.mark.slow),
+    ],
+    ids=["our-launcher", "a-rank", "torchrun", "in-a-stage"],
 )
 def test_a_kill_leaves_nothing_behind_and_loses_nothing(
-    killed: str, launcher: list[str], corpus: Path, tmp_path: Path
+    killed: str, launcher: list[str], more: list[str], corpus: Path, tmp_path: Path
 ) -> None:
-    """kill -9 of the launcher ends the ranks within 5 s; of a rank, the whole run; both resume to the same weights."""
-    overrides = ["checkpoint.every_steps=4", "name=killed", "data.workers=1"]
+    """kill -9 of the launcher ends the ranks within 5 s; of a rank, the whole run; both resume to the same weights.
+
+    In a stage: from the checkpoint at its begin, or a later one.
+    """
+    overrides = ["checkpoint.every_steps=4", "name=killed", "data.workers=1", *more]
     config = tiny_config("bert", corpus, tmp_path, *overrides)
     ensure_prepared(config, get_family("bert"))
     command = [sys.executable, *launcher, "-m", "pretrain", "train", "configs/bert/demo.yaml"]
@@ -210,7 +222,7 @@ def test_a_kill_leaves_nothing_behind_and_loses_nothing(
     process.wait(10)
     assert process.returncode not in (0, 2)
     assert gone_within(15, workers), "torch's loader workers look every 5 s whether their rank is there"
-    whole = tiny_config("bert", corpus, tmp_path, "name=whole", "checkpoint.every_steps=4")
+    whole = tiny_config("bert", corpus, tmp_path, "name=whole", "checkpoint.every_steps=4", *more)
     run_on_ranks([(config, None), (whole, None)], 2, tmp_path)
     assert digests(config) == digests(whole)
     weights, expected = final_weights(config), final_weights(whole)
