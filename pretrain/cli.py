@@ -208,6 +208,7 @@ def evaluate(
 @click.option("--pairs", type=click.IntRange(min=1), metavar="N", help=PAIRS)
 @click.option("--seed", type=click.IntRange(min=0), default=1, show_default=True, help="Of splits and samples.")
 @click.option("--checkpoint", default="best", show_default=True, help="Of a run: best, newest, or a step.")
+@click.option("--start", type=click.Choice(["auto", "zero", "primed"]), default="auto", help=START)
 def probe(
     targets: tuple[Path, ...],
     task: str,
@@ -221,6 +222,7 @@ def probe(
     pairs: int | None,
     seed: int,
     checkpoint: str,
+    start: Literal["auto", "zero", "primed"],
 ) -> None:
     """What each layer of a model knows, beside what it must beat."""
     check_paths(targets)
@@ -229,7 +231,7 @@ def probe(
     from pretrain.probing.verdict import verdicts
 
     inputs = Inputs(data, test, static=static, scores=scores, pairs=pairs, seed=seed)
-    outcome = probe(targets, task, inputs, checkpoint, vectors)
+    outcome = probe(targets, task, inputs, checkpoint, vectors, start=start)
     click.echo("\n".join([*outcome.lines(), *(f"verdict: {sentence}" for sentence in verdicts(outcome))]))
     if file is not None:
         file.write_text(json.dumps(outcome.values(), ensure_ascii=False, indent=1) + "\n", encoding="utf-8")

@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from pretrain.errors import ConfigError, DataError
+from pretrain.models.start_state import Start
 from pretrain.probing.evidence import record
 from pretrain.probing.results import FLOORS, Outcome
 from pretrain.probing.subjects import open_subject
@@ -14,9 +15,15 @@ from pretrain.probing.tasks import Inputs, get_task
 
 
 def probe(
-    targets: Sequence[Path], task: str, inputs: Inputs, checkpoint: str = "best", vectors: Path | None = None
+    targets: Sequence[Path],
+    task: str,
+    inputs: Inputs,
+    checkpoint: str = "best",
+    vectors: Path | None = None,
+    *,
+    start: Start = "auto",
 ) -> Outcome:
-    """Probes models, run folders or model folders, all with the same data.
+    """Probes models, run folders or model folders, all with the same data; their texts start as in `Embedder.load`.
 
     `vectors` is a folder where the vectors of words are kept for the next time; without it, they are only kept until
     all is done. What is found of a run is recorded in its folder, for the card of its exports. Raises ConfigError,
@@ -31,12 +38,17 @@ def probe(
         raise ConfigError(f"{twice[0]}: given twice")
     if taken := sorted({*names} & {*FLOORS}):
         raise ConfigError(f"{taken[0]}: the name of a floor: give the folder as ./{taken[0]}")
-    subjects = [open_subject(target, checkpoint) for target in targets]
+    subjects = [open_subject(target, checkpoint, start) for target in targets]
     with contextlib.ExitStack() as kept:
         folder = vectors or Path(kept.enter_context(tempfile.TemporaryDirectory(prefix="pretrain-vectors-")))
         outcome = get_task(task)(subjects, replace(inputs, vectors=folder))
-    recorded = [record(outcome, subject, inputs) for subject in subjects if subject.checkpoint is not None]
-    return replace(outcome, notes=(*outcome.notes, *recorded))
+    primed = [
+        f"{subject.name}: texts start from its primed state" for subject in subjects if subject.start_state is not None
+    ]
+    recorded = []
+    if start == "auto":  # as exports are read
+        recorded = [record(outcome, subject, inputs) for subject in subjects if subject.checkpoint is not None]
+    return replace(outcome, notes=(*outcome.notes, *primed, *recorded))
 
 
 def _check_options(task: str, inputs: Inputs, vectors: Path | None) -> None:

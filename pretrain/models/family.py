@@ -200,8 +200,9 @@ class FamilyScoring:
     read: Callable[[ModelFolder, str], ScoredSentence]
     """(model folder with a tokenizer, text) -> the sentence; raises DataError, saying no file, for one that is longer
     than the model reads."""
-    score: Callable[[ModelFolder, Sequence[Any]], NDArray[np.float64]]
-    """(model folder in evaluation mode, sentences as `read` makes them) -> natural logs [scores, sentences]."""
+    score: Callable[..., NDArray[np.float64]]
+    """(model folder in evaluation mode, sentences as `read` makes them, start=…) -> natural logs [scores, sentences];
+    each sentence starts from `start`, float32 [state size], or from zero for None and in families without state."""
 
 
 @dataclass(frozen=True)

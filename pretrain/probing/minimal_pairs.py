@@ -139,7 +139,9 @@ def _score_sentences(subject: Subject, sentences: Sequence[ScoredSentence], seed
     for start in range(0, len(sentences), SENTENCES):
         some = order[start : start + SENTENCES]
         with exact_float32():
-            found[:, some] = scoring.score(subject.folder, [sentences[number] for number in some])
+            found[:, some] = scoring.score(
+                subject.folder, [sentences[number] for number in some], start=subject.start_state
+            )
         done, now = start + len(some), time.monotonic()
         if done < len(sentences) and (start == 0 or now - told > EVERY_SECONDS):
             left = (now - began) * (len(sentences) / done - 1)

@@ -13,6 +13,8 @@ from pretrain.embedding.sentence_modules import SentenceModules, modules_of_run,
 from pretrain.errors import ExportError
 from pretrain.models import find_family, get_family
 from pretrain.models.family import Family, ModelFolder
+from pretrain.models.start_state import Start, choose_start
+from pretrain.runs.start_states import with_start_state
 from pretrain.runs.trained import is_run, read_trained
 from pretrain.runtime.seeding import seed_of
 
@@ -29,6 +31,8 @@ class Subject:
     """How its folder makes one vector of a text, where it says so."""
     checkpoint: Path | None = None
     """Of a run's model: the folder of the checkpoint that its weights are of."""
+    start_state: torch.Tensor | None = None
+    """What its texts start from, float32 [state size]; None for zero, and in families without state."""
 
     @property
     def family(self) -> Family:
@@ -38,14 +42,19 @@ class Subject:
     @cached_property
     def embedder(self) -> Embedder:
         """Its vectors."""
-        assert self.folder.tokenizer is not None
-        return Embedder(self.family, self.folder.model, self.folder.tokenizer)
+        return self._build_embedder(None)
 
     @cached_property
     def sentence_embedder(self) -> Embedder:
         """The vectors of its texts, as its folder says that they are made."""
-        assert self.folder.tokenizer is not None
-        return Embedder(self.family, self.folder.model, self.folder.tokenizer, sentence_modules=self.sentence_modules)
+        return self._build_embedder(self.sentence_modules)
+
+    def _build_embedder(self, modules: SentenceModules | None) -> Embedder:
+        folder = self.folder
+        assert folder.tokenizer is not None
+        return Embedder(
+            self.family, folder.model, folder.tokenizer, sentence_modules=modules, start_state=self.start_state
+        )
 
     def untrained(self, seed: int = 1) -> "Subject":
         """A randomly initialised model of the same shape and vocabulary, called `untrained`."""
@@ -60,17 +69,24 @@ class Subject:
         return Subject("untrained", untrained, self.sentence_modules)
 
 
-def open_subject(path: Path, checkpoint: str = "best") -> Subject:
-    """The model of a run folder or a model folder; raises ExportError for what is neither, or has no tokenizer."""
+def open_subject(path: Path, checkpoint: str = "best", start: Start = "auto") -> Subject:
+    """The model of a run folder or a model folder; its texts start from what `start` says, as in `Embedder.load`.
+
+    Raises ExportError for what is neither, or has no tokenizer, and for a primed state that cannot be had.
+    """
     trained = read_trained(path, checkpoint) if is_run(path) else None
-    folder = find_family(path).format.read(path) if trained is None else trained.folder
+    if trained is None:
+        folder = find_family(path).format.read(path)
+    else:
+        folder = trained.folder if start == "zero" else with_start_state(trained)
     if folder.tokenizer is None:
         raise ExportError(f"{path} holds a {folder.config.kind} model but no tokenizer, which probes of text need")
     if trained is not None:
         modules = modules_of_run(path, get_family(folder.config.kind).format.sentence_pooling)
     else:
         modules = read_sentence_modules(path)
-    return Subject(str(path), folder, modules, None if trained is None else trained.path)
+    start_state = choose_start(folder, get_family(folder.config.kind).make_start_state, start, str(path))
+    return Subject(str(path), folder, modules, None if trained is None else trained.path, start_state)
 
 
 def beside_untrained(subjects: Sequence[Subject], seed: int) -> Iterator[tuple[Subject, str | None]]:

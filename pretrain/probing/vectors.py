@@ -77,12 +77,14 @@ def _write(embedder: Embedder, sentences: Sequence[Sequence[str]], starts: NDArr
 
 
 def _key(subject: Subject, sentences: Sequence[Sequence[str]]) -> str:
-    """32 hex digits of the encoder's weights and the text."""
+    """32 hex digits of the encoder's weights, what texts start from, and the text."""
     digest = hashlib.blake2b(digest_size=16)
     encoder: nn.Module = subject.folder.model.get_submodule("encoder")
     for name, tensor in encoder.state_dict().items():
         digest.update(f"{name} {tuple(tensor.shape)}".encode())
         digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
+    if subject.start_state is not None:
+        digest.update(subject.start_state.cpu().numpy().tobytes())
     for sentence in sentences:
         digest.update("\x1f".join([*sentence, "\x1e"]).encode("utf-8", "surrogatepass"))
     return digest.hexdigest()

@@ -79,8 +79,10 @@ class _Copies:
 
 
 @torch.no_grad()
-def score_sentences(folder: ModelFolder, sentences: Sequence[BertSentence]) -> NDArray[np.float64]:
-    """[2, sentences]: `pll_word_l2r` and `pll`.
+def score_sentences(
+    folder: ModelFolder, sentences: Sequence[BertSentence], *, start: None = None
+) -> NDArray[np.float64]:
+    """[2, sentences]: `pll_word_l2r` and `pll`; there is no state to start from.
 
     Copies of equal length are read together, so that nothing is padding; top layer and logits are computed for one
     place a copy.
@@ -94,10 +96,10 @@ def score_sentences(folder: ModelFolder, sentences: Sequence[BertSentence]) -> N
     for length, numbers in batches_by_length(lengths[copies.sentence], TOKENS):
         first = begins[copies.sentence[numbers]]
         places = first[:, None] + np.arange(length)
-        start, stop = copies.start[numbers], copies.stop[numbers]
-        is_masked = (start[:, None] <= places) & (places < stop[:, None])
+        masked_from, masked_to = copies.start[numbers], copies.stop[numbers]
+        is_masked = (masked_from[:, None] <= places) & (places < masked_to[:, None])
         masked = np.where(is_masked, tokenizer.mask_id, copies.tokens[places])
-        arrays = masked, start - first, copies.tokens[start]
+        arrays = masked, masked_from - first, copies.tokens[masked_from]
         input_ids, predicted, labels = (torch.from_numpy(array).to(device) for array in arrays)
         logits = model.masked_words(model.encoder.at(input_ids, predicted))
         found[numbers] = -F.cross_entropy(logits.float(), labels, reduction="none").double().cpu().numpy()

@@ -62,8 +62,10 @@ def read_sentence(folder: ModelFolder, text: str) -> ElmoSentence:
 
 
 @torch.no_grad()
-def score_sentences(folder: ModelFolder, sentences: Sequence[ElmoSentence]) -> NDArray[np.float64]:
-    """[3, sentences]: both directions together, forward, and backward, each sentence from zero state.
+def score_sentences(
+    folder: ModelFolder, sentences: Sequence[ElmoSentence], *, start: Tensor | None = None
+) -> NDArray[np.float64]:
+    """[3, sentences]: both directions together, forward, and backward, each from `start` [state size], or zero.
 
     Over the whole vocabulary. Each distinct word is spelled once; sentences of equal length are read together.
     """
@@ -82,7 +84,7 @@ def score_sentences(folder: ModelFolder, sentences: Sequence[ElmoSentence]) -> N
         ids = np.array([sentences[n].labels for n in numbers], np.int64).reshape(shape)
         inputs = _both_ways(rows, 0, read_first, words.device)
         labels = _both_ways(ids, length - 1, predicted_last, words.device)
-        carried: Tensor | None = None  # zero state
+        carried = None if start is None else start.to(words.device).expand(len(numbers), -1)
         *hidden, _ = model.encoder.read(words, inputs[0], inputs[1], carried)
         for direction, (outputs, predicted) in enumerate(zip(hidden, labels, strict=True)):
             losses = model.softmax(outputs.flatten(0, 1), predicted.flatten()).view(len(numbers), length)
