@@ -42,7 +42,7 @@ class Occurrence(NamedTuple):
 
 def probe_senses(subjects: Sequence[Subject], inputs: Inputs) -> Outcome:
     """How often a word is nearest to its own sense; `inputs.data` has lines of word, sense and sentence."""
-    refuse_options(inputs, "senses", {"test": NO_TEST, "static": NO_STATIC})
+    refuse_options(inputs, "senses", {"test": NO_TEST, "static": NO_STATIC, "scores": None})
     return probe_occurrences(subjects, read_occurrences(inputs.data), inputs.vectors, inputs.seed)
 
 
@@ -240,9 +240,7 @@ class Words:
             samples.append(drawn)
         # a sample without a pair within senses, or across them, has none
         means = np.mean(samples, axis=0)
-        return Result(
-            model, "senses", layer, "separation", float(np.mean(values)), *bounds(means[np.isfinite(means)]), of=of
-        )
+        return Result(model, "senses", layer, "separation", float(np.mean(values)), *bounds(means), of=of)
 
     def notes(self) -> tuple[str, ...]:
         """What was counted, and what chance is."""

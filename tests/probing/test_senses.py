@@ -107,11 +107,14 @@ def test_planted_senses_are_found_where_they_are() -> None:
     of = np.array([1 if o.sense == "side" else -1 for o in BANK])
     noise, signal = rng.normal(size=(12, 40)), rng.normal(size=40)
     planted = np.stack([noise + strength * np.outer(of, signal) for strength in (0, 1, 4)])
-    results = Words(BANK, 1).beside("m", planted, np.stack([noise] * 3))
+    other = np.stack([noise, noise, np.ones_like(noise)])  # the last is nothing but ties
+    results = Words(BANK, 1).beside("m", planted, other)
     found = {(r.model, r.layer, r.metric): r for r in results if r.group is None}
     assert [found["m", layer, "nearest_sense"].value for layer in (1, 2)] == [1, 1]
     assert found["m", 0, "nearest_sense"] == replace(found["untrained", 0, "nearest_sense"], model="m", of=None)
     assert found["m", 0, "gain_over_untrained"].value == 0
+    assert found["untrained", 1, "nearest_sense"].value == found["m", 0, "nearest_sense"].value < 1
+    assert found["untrained", 2, "nearest_sense"].value == 0 and found["m", 2, "gain_over_untrained"].value == 1
     separations = [found["m", layer, "separation"].value for layer in range(3)]
     assert separations == sorted(separations) and separations[0] < 0.1 and separations[2] > 0.3
     gain = found["m", 2, "gain_over_layer_0"]
