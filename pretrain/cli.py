@@ -210,9 +210,10 @@ def probe(
     check_paths(targets)
     from pretrain.probe import probe
     from pretrain.probing.tasks import Inputs
+    from pretrain.probing.verdict import verdicts
 
     outcome = probe(targets, task, Inputs(data, test, static=static, scores=scores, seed=seed), checkpoint, vectors)
-    click.echo("\n".join(outcome.lines()))
+    click.echo("\n".join([*outcome.lines(), *(f"verdict: {sentence}" for sentence in verdicts(outcome))]))
     if file is not None:
         file.write_text(json.dumps(outcome.values(), ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
     if html is not None:

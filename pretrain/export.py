@@ -8,6 +8,7 @@ from pretrain.config.load import dump_config
 from pretrain.data.documents import describe
 from pretrain.errors import ConfigError, ExportError
 from pretrain.models import FAMILIES, get_family
+from pretrain.probing.evidence import card_section, read_evidence
 from pretrain.runs.folder import RunFolder
 from pretrain.runs.trained import Trained, is_run, read_trained
 
@@ -86,6 +87,10 @@ tags: [{family.kind}, pretrain]
 ## Held-out text
 
 {held_out or "* nothing was held out"}
+
+## Probes
+
+{card_section(read_evidence(run, trained.path))}
 
 ## Use
 

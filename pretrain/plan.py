@@ -62,7 +62,7 @@ def find_corpus(config: RunConfig) -> Prepared | None:
 def read_own_speed(config: RunConfig) -> Speed | None:
     """The speed that a run has had lately; None where it has not begun."""
     folder = RunFolder(config.folder)
-    lines = folder.read_metrics()
+    lines = [line for line in folder.read_metrics() if "tokens_per_second" in line]
     if not lines:
         return None
     speed = statistics.median(line["tokens_per_second"] for line in lines[-LINES_OF_SPEED:])

@@ -1,11 +1,13 @@
 """`pretrain probe`: what each layer of a model knows, beside what it must beat."""
 
+import contextlib
 import tempfile
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
 from pretrain.errors import ConfigError, DataError
+from pretrain.probing.evidence import record
 from pretrain.probing.results import FLOORS, Outcome
 from pretrain.probing.subjects import open_subject
 from pretrain.probing.tasks import Inputs, get_task
@@ -17,7 +19,8 @@ def probe(
     """Probes models, run folders or model folders, all with the same data.
 
     `vectors` is a folder where the vectors of words are kept for the next time; without it, they are only kept until
-    all is done. Raises ConfigError, DataError or ExportError for what cannot be probed.
+    all is done. What is found of a run is recorded in its folder, for the card of its exports. Raises ConfigError,
+    DataError or ExportError for what cannot be probed.
     """
     for path in (inputs.data, inputs.test, inputs.static):
         if path is not None and not path.is_file():
@@ -28,8 +31,8 @@ def probe(
     if taken := sorted({*names} & {*FLOORS}):
         raise ConfigError(f"{taken[0]}: the name of a floor: give the folder as ./{taken[0]}")
     subjects = [open_subject(target, checkpoint) for target in targets]
-    run = get_task(task)
-    if vectors is not None:
-        return run(subjects, replace(inputs, vectors=vectors))
-    with tempfile.TemporaryDirectory(prefix="pretrain-vectors-") as folder:
-        return run(subjects, replace(inputs, vectors=Path(folder)))
+    with contextlib.ExitStack() as kept:
+        folder = vectors or Path(kept.enter_context(tempfile.TemporaryDirectory(prefix="pretrain-vectors-")))
+        outcome = get_task(task)(subjects, replace(inputs, vectors=folder))
+    recorded = [record(outcome, subject, inputs) for subject in subjects if subject.checkpoint is not None]
+    return replace(outcome, notes=(*outcome.notes, *recorded))

@@ -23,6 +23,7 @@ from pretrain.runtime.world import World, only_rank, world
 
 if TYPE_CHECKING:
     from pretrain.data.corpus import PreparedCorpus
+    from pretrain.probing.checkpoints import CheckpointProbes
 
 log = logging.getLogger(__name__)
 
@@ -52,6 +53,7 @@ def train(config: RunConfig, stop_after: int | None = None, *, extend: bool = Fa
     folder.check_place()  # before a lock is made in what may be no run folder
     if not steps_in(folder.checkpoints):
         check_inputs(config)
+    check_probes(config)
     if config.sharding.ranks != "auto":
         check_spread(config, config.sharding.ranks)
     with folder.lock() as lock:
@@ -84,6 +86,7 @@ def train_launched(config: RunConfig, folder: RunFolder, this: World, stop_after
                 held.enter_context(folder.lock())
                 folder.check(config, extend=extend)
                 check_wandb(config)
+            check_probes(config)
             return prepare_corpus(config, folder)
 
         return train_rank(config, this, stop_after, ready)
@@ -97,12 +100,21 @@ def train_rank(
     from pretrain.training.trainer import run_rank, stop_step
 
     folder = RunFolder(config.folder)
-    corpus, resume = agree_on_start(config, this, ready or (lambda: prepare_corpus(config, folder)))
-    began = resume.state.step if resume else 0
-    if began >= config.schedule.total_steps:
-        say_finished(folder, began)
-        return Ended(folder.path)
-    step = run_rank(config, corpus, resume, this, stop_after)
+    with contextlib.ExitStack() as held:
+        probes = open_probes(config, held)
+
+        def ready_to_probe() -> "PreparedCorpus":
+            corpus = ready() if ready is not None else prepare_corpus(config, folder)
+            if probes is not None:
+                probes.rehearse(corpus.fetch_tokenizer())
+            return corpus
+
+        corpus, resume = agree_on_start(config, this, ready_to_probe)
+        began = resume.state.step if resume else 0
+        if began >= config.schedule.total_steps:
+            say_finished(folder, began)
+            return Ended(folder.path)
+        step = run_rank(config, corpus, resume, this, stop_after, probe=probes)
     if step < config.schedule.total_steps:
         log.info("stopped at step %d of %d; the same command goes on", step, config.schedule.total_steps)
     return Ended(folder.path, 0 if step == stop_step(config, began, stop_after) else STOPPED)
@@ -152,6 +164,23 @@ def vocabulary_source(config: RunConfig, corpus: "PreparedCorpus") -> str:
         return f"tokenizer.vocabulary: {config.tokenizer.vocabulary}"
     start = config.model.initialize_from
     return f"the vocabulary of {corpus.url}" if start is None else f"model.initialize_from: {start}"
+
+
+def check_probes(config: RunConfig) -> None:
+    """Raises ConfigError where a file of `evaluation.probes` is not there: before hours are spent on preparing."""
+    files = [path for probe in config.evaluation.probes for path in (probe.data, probe.test) if path is not None]
+    if problems := [f"evaluation.probes: {path}: no such file" for path in files if not path.is_file()]:
+        raise ConfigError("\n".join(problems))
+
+
+def open_probes(config: RunConfig, held: contextlib.ExitStack) -> "CheckpointProbes | None":
+    """What probes the checkpoints of a run, on rank 0; None where nothing does."""
+    if not config.evaluation.probes:
+        return None
+    from pretrain.probing.checkpoints import CheckpointProbes
+
+    folder = held.enter_context(tempfile.TemporaryDirectory(prefix="pretrain-probes-"))
+    return CheckpointProbes(config, Path(folder))
 
 
 def local_ranks(config: RunConfig) -> int:

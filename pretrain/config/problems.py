@@ -36,6 +36,7 @@ EXAMPLES = {
     "data.sources.files": 'files: "my/*.txt", or files: [one.txt, two.txt]',
     "data.held_out": """data.held_out=0.02, or 'data.held_out=[{kind: text, files: "held-out/*.txt"}]'""",
     "data.held_out.files": 'files: "held-out/*.txt", or files: [one.txt, two.txt]',
+    "evaluation.probes": "'evaluation.probes=[{task: pos, data: dev.conllu}]'",
     "model.filters": "'model.filters=[[1, 32], [2, 32], [3, 64]]', pairs of a width and a number of filters",
 }
 """How options that are lists, or may be, are written; as on a command line, where the shell must not cut them up."""

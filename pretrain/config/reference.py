@@ -82,7 +82,9 @@ def _type(annotation: Any, metadata: list[Any], name: str) -> str:
     if origin in (Union, UnionType):
         return " or ".join(_type(argument, metadata, name) for argument in arguments)
     if origin is tuple and arguments[-1] is Ellipsis:
-        return f"list of {'[sources](#datasources)' if any(sections_in(annotation)) else _type(arguments[0], [], name)}"
+        if not any(sections_in(annotation)):
+            return f"list of {_type(arguments[0], [], name)}"
+        return "list of [probes](#evaluationprobes)" if name == "probes" else "list of [sources](#datasources)"
     if origin is tuple:
         return f"[{', '.join(_type(argument, [], name) for argument in arguments)}]"
     return NAMES[annotation] + _bounds(metadata)

@@ -55,7 +55,7 @@ class RunConfig(Section):
     checkpoint: CheckpointConfig = CheckpointConfig()
     """When the run is saved."""
     evaluation: EvaluationConfig = EvaluationConfig()
-    """Held-out loss."""
+    """Held-out loss, and probes."""
     logging: LoggingConfig = LoggingConfig()
     """What is written down."""
     sharding: ShardingConfig = ShardingConfig()
@@ -86,6 +86,11 @@ class RunConfig(Section):
             problems.append(f"batch.global_size ({size}) is not a multiple of data.lanes ({lanes})")
         if size % micro_size:
             problems.append(f"batch.global_size ({size}) is not a multiple of batch.micro_size ({micro_size})")
+        if (self.evaluation.probe_every_steps or 0) % self.checkpoint.every_steps:
+            problems.append(
+                f"evaluation.probe_every_steps ({self.evaluation.probe_every_steps}) is not a multiple of "
+                f"checkpoint.every_steps ({self.checkpoint.every_steps}): checkpoints are probed"
+            )
         if problems:
             raise ValueError("\n".join(problems))
         return self
@@ -116,6 +121,11 @@ class RunConfig(Section):
     def folder(self) -> Path:
         """The run folder."""
         return self.run_root / self.name
+
+    def is_probed(self, step: int) -> bool:
+        """Whether the checkpoint of a step is."""
+        every = self.evaluation.probe_every_steps or self.checkpoint.every_steps
+        return bool(self.evaluation.probes) and (step % every == 0 or step == self.schedule.total_steps)
 
     @property
     def rows_per_lane(self) -> int:

@@ -5,7 +5,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Discriminator, Field, Tag, model_validator
 
-from pretrain.config.base import Section
+from pretrain.config.base import Converted, PathOption, Section
 
 Steps = Annotated[int, Field(gt=0)]
 
@@ -142,13 +142,48 @@ class CheckpointConfig(Section):
     """Newest checkpoints kept; the best is kept as well."""
 
 
+class ProbeConfig(Section):
+    """A probe of the layers' vectors while training: a quick look; `pretrain probe` measures what is trained."""
+
+    task: Literal[
+        "pos",
+        "dependencies",
+        "entities",
+        "senses",
+        "wic",
+        "minimal-pairs",
+        "similarity",
+        "classification",
+        "geometry",
+    ]
+    """What is probed, as in `pretrain probe --task`."""
+    data: PathOption
+    """The file to probe with."""
+    test: PathOption | None = None
+    """What is tested on; by default a fifth of `data`."""
+    max_sentences: Annotated[int, Field(gt=0)] | None = 500
+    """Sentences (lines, where a line holds a pair or a text) taken of each file, evenly spread; `null` takes all."""
+
+
 class EvaluationConfig(Section):
-    """Held-out loss while training."""
+    """Held-out loss, and probes, while training."""
 
     every_steps: Steps = 1000
     """Steps between evaluations; there is one at the last step too."""
     blocks: Annotated[int, Field(gt=0)] | None = None
     """Held-out blocks read each time, always the same; all by default."""
+    probes: Annotated[tuple[ProbeConfig, ...], Converted] = ()
+    """What is probed after a checkpoint is saved, each task once. Nothing of the run's result depends on it."""
+    probe_every_steps: Steps | None = None
+    """Steps between probes, a multiple of `checkpoint.every_steps`; by default each checkpoint is probed. The last
+    step always is."""
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        tasks = [probe.task for probe in self.probes]
+        if twice := sorted({task for task in tasks if tasks.count(task) > 1}):
+            raise ValueError(f"probes has {twice[0]} twice: a task is probed with one file")
+        return self
 
 
 class LoggingConfig(Section):

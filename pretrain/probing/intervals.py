@@ -26,7 +26,7 @@ def mean_interval(
     for number in range(RESAMPLES):
         drawn = rng.integers(0, len(counts), len(counts))
         means[number] = sums[drawn].sum() / counts[drawn].sum()
-    return float(np.mean(values)), *_bounds(means)
+    return float(np.mean(values)), *bounds(means)
 
 
 def interval(
@@ -35,10 +35,21 @@ def interval(
     """Any statistic of the numbers of `items` drawn: its value for all, each once, and the bounds of its interval."""
     rng = generator("bootstrap", seed)
     values = np.array([statistic(rng.integers(0, items, items)) for _ in range(resamples)])
-    return float(statistic(np.arange(items))), *_bounds(values[np.isfinite(values)])
+    return float(statistic(np.arange(items))), *bounds(values)
 
 
-def _bounds(values: NDArray[np.float64]) -> tuple[float, float]:
+def draw_counts(items: int, seed: int = 1) -> NDArray[np.uint16]:
+    """How often each sample of `interval` holds each item, [resamples, items], for figures of many at once."""
+    rng = generator("bootstrap", seed)
+    counts = np.empty((RESAMPLES, items), np.uint16)
+    for sample in counts:
+        sample[:] = np.bincount(rng.integers(0, items, items), minlength=items)
+    return counts
+
+
+def bounds(values: NDArray[np.floating]) -> tuple[float, float]:
+    """The bounds of the 95 % percentile interval of a figure's values [resamples], but for those that are NaN."""
+    values = values[np.isfinite(values)]
     if not len(values):
         return float("nan"), float("nan")
     low, high = np.quantile(values, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])

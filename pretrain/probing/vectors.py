@@ -14,6 +14,8 @@ from pretrain.probing.subjects import Subject
 
 TEXTS = 256
 """Texts that are encoded at a time."""
+WHOLE_TEXTS = 64
+"""Texts that are encoded at a time where they may be long."""
 
 
 @dataclass(frozen=True)
@@ -39,6 +41,28 @@ def word_vectors(subject: Subject, sentences: Sequence[Sequence[str]], folder: P
         _write(subject.embedder, sentences, starts, partial)
         partial.replace(path)
     return WordVectors(np.load(path, mmap_mode="r"), starts)
+
+
+def sentence_vectors(subject: Subject, sentences: Sequence[Sequence[str]], folder: Path) -> NDArray[np.float32]:
+    """The mean of the vectors of each sentence's words, in all layers: [layers, sentences, width], in a file.
+
+    A sentence without words has zeros. The vectors of its words are not kept.
+    """
+    path = folder / f"{_key(subject, sentences)}-means.npy"
+    if not path.is_file():
+        folder.mkdir(parents=True, exist_ok=True)
+        embedder, partial = subject.embedder, path.with_suffix(".partial")
+        shape = (embedder.num_layers, len(sentences), embedder.width)
+        array = np.lib.format.open_memmap(partial, mode="w+", dtype=np.float32, shape=shape)
+        for first in range(0, len(sentences), WHOLE_TEXTS):
+            some = [list(sentence) for sentence in sentences[first : first + WHOLE_TEXTS]]
+            encoded = embedder.encode(some, layers="all", is_split_into_words=True, long="split")
+            for number, vectors in enumerate(encoded, first):
+                array[:, number] = vectors.sum(axis=1) / max(1, vectors.shape[1])
+        array.flush()
+        partial.replace(path)
+    means: NDArray[np.float32] = np.load(path, mmap_mode="r")
+    return means
 
 
 def _write(embedder: Embedder, sentences: Sequence[Sequence[str]], starts: NDArray[np.int64], path: Path) -> None:

@@ -8,6 +8,7 @@ run_root/name/
   prepared           where the prepared corpus is (a path, relative to this folder where it is beside it, or a URL)
   checkpoints/       step-00001000/ …, and best, a link to the best of them
   wandb/             W&B's own files
+  probes/            what `pretrain probe` found, a file for each task and step
   export/            what `pretrain export` writes by default
 """
 
@@ -45,6 +46,7 @@ class RunFolder:
         self.starts_file = path / "starts.jsonl"
         self.prepared_file = path / "prepared"
         self.checkpoints = path / "checkpoints"
+        self.probes = path / "probes"
         self.export = path / "export"
 
     @contextlib.contextmanager

@@ -84,6 +84,9 @@ class Console:
 
     def log(self, line: dict[str, Any]) -> None:
         """Shows a line."""
+        if "loss" not in line:
+            self._show_figures(line)
+            return
         held_out = f"{line['held_out_loss']:9.4f}" if "held_out_loss" in line else ""
         loss = "" if line["loss"] is None else f"{line['loss']:.4f}"
         if self._bar is not None:
@@ -93,6 +96,14 @@ class Console:
         else:
             rate, lr = line["tokens_per_second"], line["learning_rate"]
             log.info("%8d %9s %10.3e %12s %9s", line["step"], loss, lr, f"{rate:,.0f}", held_out)
+
+    def _show_figures(self, line: dict[str, Any]) -> None:
+        """Those of probes, without columns of their own."""
+        figures = "  ".join(f"{name} {value:.3f}" for name, value in line.items() if name.startswith("probe_"))
+        if self._bar is not None:
+            self._bar.write(f"step {line['step']}: {figures}", file=sys.stderr)
+        else:
+            log.info("%8d %s", line["step"], figures)
 
     def close(self) -> None:
         """Ends the bar."""

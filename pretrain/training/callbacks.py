@@ -3,7 +3,7 @@
 import logging
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from lightning.pytorch import Callback, Trainer
@@ -16,7 +16,7 @@ from pretrain.runs import checkpoints
 from pretrain.runs.checkpoints import Best, ResumePoint, State
 from pretrain.runs.folder import RunFolder, versions
 from pretrain.runs.metrics import Sink, open_sinks
-from pretrain.runtime.collectives import gather_objects
+from pretrain.runtime.collectives import from_rank_0, gather_objects
 from pretrain.runtime.throughput import Throughput
 from pretrain.training import sharded_states
 from pretrain.training.evaluation import HeldOut
@@ -24,6 +24,9 @@ from pretrain.training.module import Pretraining
 from pretrain.training.optimizer import map_partitions
 
 log = logging.getLogger(__name__)
+
+Probe = Callable[[int], Mapping[str, float]]
+"""Figures, by name, of the checkpoint of a step; for rank 0 to call."""
 
 
 class Restore(Callback):
@@ -67,6 +70,7 @@ class StepEnd(Callback):
         fresh: bool,
         stop: int,
         held_out: HeldOut | None,
+        probe: Probe | None = None,
     ) -> None:
         self._config = config
         self._folder = folder
@@ -76,6 +80,7 @@ class StepEnd(Callback):
         self._fresh = fresh
         self._stop = stop
         self._held_out = held_out
+        self._probe = probe
         self._throughput = Throughput()
         self._sinks: list[Sink] = []
 
@@ -128,6 +133,7 @@ class StepEnd(Callback):
             self._log(trainer, line)
             if save:
                 self._save(trainer, module, held_out)
+                self._probe_checkpoint(trainer, module)
             self._throughput.go_on()
         if last:
             trainer.should_stop = True
@@ -187,6 +193,16 @@ class StepEnd(Callback):
         if trainer.is_global_zero:
             checkpoints.link_best(self._folder.checkpoints, self._best)
             checkpoints.prune(self._folder.checkpoints, state, self._config.checkpoint.keep_last)
+
+    def _probe_checkpoint(self, trainer: Trainer, module: Pretraining) -> None:
+        """Rank 0 probes the weights just saved, which are whole whatever shards them; the others wait for it.
+
+        A line of metrics of its own: that of the step is written before its checkpoint, and outlives a kill from here.
+        """
+        probe, step = self._probe, module.step
+        if probe is not None and self._config.is_probed(step) and not module.stopping:
+            figures = from_rank_0(lambda: probe(step))
+            self._log(trainer, {"step": step, **figures, "time": time.time()})
 
     def on_train_end(self, trainer: Trainer, module: Pretraining) -> None:  # type: ignore[override]
         """Closes what watches the run."""

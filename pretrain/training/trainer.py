@@ -17,7 +17,7 @@ from pretrain.runs.folder import RunFolder, versions
 from pretrain.runs.trained import model_folder, read_tokenizer, select_backends
 from pretrain.runtime.logging import ignore_known_warnings, quiet_libraries
 from pretrain.runtime.world import World
-from pretrain.training.callbacks import Restore, StepEnd
+from pretrain.training.callbacks import Probe, Restore, StepEnd
 from pretrain.training.evaluation import HeldOut
 from pretrain.training.module import Pretraining
 from pretrain.training.steps import build_loader
@@ -33,11 +33,18 @@ def stop_step(config: RunConfig, step: int, stop_after: int | None) -> int:
 
 
 def run_rank(
-    config: RunConfig, corpus: PreparedCorpus, resume: ResumePoint | None, world: World, stop_after: int | None = None
+    config: RunConfig,
+    corpus: PreparedCorpus,
+    resume: ResumePoint | None,
+    world: World,
+    stop_after: int | None = None,
+    *,
+    probe: Probe | None = None,
 ) -> int:
     """Trains this rank's part from `resume`, or the beginning, to the end or `stop_after` steps on.
 
-    Returns the step at which it ended: earlier than that where it was asked to stop.
+    Rank 0 calls `probe` for checkpoints; all ranks have it, or none. Returns the step at which it ended: earlier than
+    that where it was asked to stop.
     """
     quiet_libraries()
     folder = RunFolder(config.folder)
@@ -68,7 +75,7 @@ def run_rank(
                 log.info("%s", extended)
     callbacks: list[Callback] = [
         Restore(config, resume),
-        StepEnd(config, folder, start, fresh=resume is None, stop=stop, held_out=held_out),
+        StepEnd(config, folder, start, fresh=resume is None, stop=stop, held_out=held_out, probe=probe),
     ]
     loader = build_loader(config, tokenizer, corpus, start.position, world)
     # Lightning begins nothing where there is no step; `StepEnd` then stops it before the first

@@ -421,7 +421,7 @@ def test_every_option_that_is_a_list_has_an_example_that_loads() -> None:
     assert set(list_options(RunConfig)) == set(EXAMPLES)
     found = [pair for example in EXAMPLES.values() for pair in re.findall(r"'([^']+)'|^([a-z_.]+=[^,]+),", example)]
     overrides = ["".join(pair) for pair in found]
-    assert len(overrides) == 4
+    assert len(overrides) == 5
     for override in overrides:
         load_config(ELMO, [override])
 
