@@ -32,10 +32,13 @@ CROWDED = 8
 """Layers of which not every number is shown, on a narrow screen."""
 LABEL = 15.0
 """Pixels between the labels of two reference lines."""
-FLAT = ("majority", "static", "published")
+LAYERED = ("untrained", "control")
+FLAT = tuple(floor for floor in FLOORS if floor not in LAYERED)
 """Floors that look at no layer: reference lines."""
-LINES = {"majority": "dashed", "static": "dashdot", "published": "fine", "untrained": "dotted", "control": "sparse"}
-POINTS = {"majority": BAR, "static": PLUS, "published": STAR, "control": CROSS}
+LINES = {"majority": "dashed", "published": "fine", "untrained": "dotted", "control": "sparse"}
+"""The line of each floor; that of the others is `dashdot`."""
+POINTS = {"majority": BAR, "suffixes": "M-4 3L0-3L4 3", "published": STAR, "control": CROSS}
+"""The marker of each floor; that of the others is a plus."""
 
 
 def floor_mark(floor: Result, places: Mapping[str, int]) -> Mark:
@@ -44,7 +47,7 @@ def floor_mark(floor: Result, places: Mapping[str, int]) -> Mark:
     colour = "neutral" if place is None else f"c{place % COLOURS}"
     if floor.model == "untrained":
         return Mark(colour, SHAPES[(place or 0) % len(SHAPES)], "hollow")
-    return Mark(colour, POINTS[floor.model], "line")
+    return Mark(colour, POINTS.get(floor.model, PLUS), "line")
 
 
 def floor_name(floor: Result) -> str:
@@ -88,7 +91,7 @@ def layer_chart(outcome: Outcome, metric: str, places: Mapping[str, int]) -> str
         drawn.append(_series(found, columns, scale, mark, LINES.get(name, "solid"), shift))
         keys.append(Key(floor_name(found[0]), mark, LINES.get(name, "solid")))
     keys = [key for _, key in sorted(zip(order, keys, strict=True), key=lambda pair: list(series).index(pair[0]))]
-    keys += [Key(f"{floor_name(r)} {shown(r)}", _plain(r, places), LINES[r.model]) for r in flat]
+    keys += [Key(f"{floor_name(r)} {shown(r)}", _plain(r, places), LINES.get(r.model, "dashdot")) for r in flat]
     drawn.append(_labels(flat, scale, places))
     title = f"{metric.replace('_', ' ')} by layer"
     label = f"{outcome.task}: {title}. {'; '.join(map(said, results))}"
@@ -140,8 +143,8 @@ def _reference(floor: Result, scale: Scale, places: Mapping[str, int]) -> str:
         top, bottom = HEIGHT * (1 - scale(floor.high)), HEIGHT * (1 - scale(floor.low))
         size = f'y="{number(top)}" height="{number(bottom - top)}"'
         band = f'<rect class="band {colour}" x="0" width="100%" {size}/>'
-    content = f"<title>{text(said(floor))}</title>{band}{line((0, 1), (down, down), f'{LINES[floor.model]} {colour}')}"
-    return f"<g>{content}</g>"
+    drawn = line((0, 1), (down, down), f"{LINES.get(floor.model, 'dashdot')} {colour}")
+    return f"<g><title>{text(said(floor))}</title>{band}{drawn}</g>"
 
 
 def _labels(flat: Sequence[Result], scale: Scale, places: Mapping[str, int]) -> str:

@@ -18,6 +18,7 @@ from pretrain.probing.results import Outcome
 from pretrain.probing.subjects import Subject, open_subject
 from pretrain.probing.tasks import Inputs, get_task
 from pretrain.probing.verdict import best_of, metrics, models, standing
+from pretrain.probing.word_in_context import DATA, GOLD
 from pretrain.runs.trained import build_untrained, read_tokenizer
 
 TREEBANKS = ("pos", "dependencies", "entities")
@@ -70,17 +71,23 @@ class CheckpointProbes:
                 ) from None
 
     def _taken(self, probe: ProbeConfig) -> tuple[ProbeConfig, Inputs, dict[Path, str]]:
-        names: dict[Path, str] = {}
-        copies: list[Path | None] = []
-        for role, path in (("data", probe.data), ("test", probe.test)):
-            copies.append(None)
-            if path is not None:
-                name = path.stem if path.suffix in COMPRESSED else path.name
-                copies[-1] = copy = self._folder / f"{probe.task}-{role}-{name}"
-                names[copy] = take_sentences(path, copy, probe.max_sentences, blocks=probe.task in TREEBANKS)
-        data, test = copies
-        assert data is not None
-        return probe, Inputs(data, test), names
+        data, names = self._copied(probe, "data", probe.data)
+        if probe.test is None:
+            return probe, Inputs(data), names
+        test, more = self._copied(probe, "test", probe.test)
+        return probe, Inputs(data, test), names | more
+
+    def _copied(self, probe: ProbeConfig, role: str, path: Path) -> tuple[Path, dict[Path, str]]:
+        """A file's sentences that are taken, in a file of their own; and what messages call it."""
+        name = path.stem if path.suffix in COMPRESSED else path.name
+        copy, most = self._folder / f"{probe.task}-{role}-{name}", probe.max_sentences
+        names = {copy: take_sentences(path, copy, most, blocks=probe.task in TREEBANKS or name.endswith(".conllu"))}
+        if probe.task == "wic" and DATA in path.name:  # labels beside it, a line for each of its lines
+            gold, beside = path.with_name(path.name.replace(DATA, GOLD)), copy.with_name(copy.name.replace(DATA, GOLD))
+            names[beside] = str(gold)
+            if gold.is_file():
+                take_sentences(gold, beside, most, blocks=False)
+        return copy, names
 
 
 def take_sentences(path: Path, copy: Path, most: int | None, *, blocks: bool) -> str:

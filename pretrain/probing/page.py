@@ -30,8 +30,9 @@ same size. A model is above a floor beyond the intervals where its whole interva
 layer is chosen on the test data; the learned mix chooses nothing there."""
 FLOOR_HOW = {
     "majority": "always the most frequent answer",
+    "suffixes": "the word and its ending, without vectors",
     "untrained": "the same model with random weights",
-    "static": "vectors of word types, the same in every sentence",
+    "static": "vectors of word types, the same in every sentence, or counts of words",
     "control": "the same probe on labels drawn at random for each word type",
     "published": "figures from papers",
 }

@@ -10,8 +10,9 @@ DESCRIPTIVE = ("geometry",)
 """Tasks whose figures describe and do not score: there is no better and no worse."""
 FLOOR_NAMES = {
     "majority": "the majority",
+    "suffixes": "words and endings",
     "untrained": "the untrained model",
-    "static": "static vectors",
+    "static": "the static baseline",
     "control": "the control",
 }
 """What a sentence calls the floors; figures from papers go by whose they are."""

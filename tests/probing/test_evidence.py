@@ -131,5 +131,5 @@ def test_bounds_that_are_not_known_and_several_metrics(run: Path, data: Path, mo
         "|  | uas | las |",
         "| --- | --- | --- |",
         "| layer 1 | 0.500 | 0.250 [0.200, 0.300] |",
-        "| static vectors | 0.400 [0.300, 0.450] |  |",
+        "| the static baseline | 0.400 [0.300, 0.450] |  |",
     ]

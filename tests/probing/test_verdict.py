@@ -44,8 +44,8 @@ def test_a_layer_above_everything() -> None:
 
 
 def test_intervals_that_meet_are_no_difference() -> None:
-    assert "; not above static vectors (0.895) beyond the intervals;" in said(*OWN, figure("static", 0, 0.895))
-    assert "above layer 0 (0.871) and static vectors (0.892) beyond" in said(*OWN, figure("static", 0, 0.892))
+    assert "; not above the static baseline (0.895) beyond the intervals;" in said(*OWN, figure("static", 0, 0.895))
+    assert "above layer 0 (0.871) and the static baseline (0.892) beyond" in said(*OWN, figure("static", 0, 0.892))
     assert "; below published figures (0.940) beyond the intervals;" in said(*OWN, figure("published", 0, 0.94))
 
 
