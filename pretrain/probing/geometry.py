@@ -11,14 +11,13 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from pretrain.data.files import open_members
-from pretrain.data.text import read_lines
 from pretrain.errors import DataError
 from pretrain.probing.intervals import RESAMPLES, bounds
 from pretrain.probing.results import Outcome, Result
 from pretrain.probing.subjects import Subject, beside_untrained
 from pretrain.probing.tables import read_numbered, refuse_options
 from pretrain.probing.tasks import Inputs
+from pretrain.probing.treebanks import read_words
 from pretrain.probing.vectors import WordVectors, word_vectors
 from pretrain.runtime.seeding import generator
 
@@ -28,8 +27,6 @@ MIN_CONTEXTS = 5
 MAX_CONTEXTS = 50
 MAX_TYPES = 1_000
 """Words whose occurrences are compared: those with at least so many different sentences, at most so many of each."""
-COLUMNS, FORM = 10, 1
-"""Of CoNLL-U: how many columns a line has, and which of them holds the word."""
 NO_TEST = "nothing is learned, so that there is nothing to test"
 NO_STATIC = "vectors of word types have self-similarity 1 by construction"
 Rows = NDArray[np.float64]
@@ -60,7 +57,7 @@ def read_sentences(path: Path, subject: Subject, seed: int) -> tuple[list[list[s
     with fewer than two sentences.
     """
     if ".conllu" in path.suffixes:
-        read: list[list[str]] = read_conllu_words(path)
+        read = read_words(path)
     else:
         read = [subject.embedder.words(line) for line, _ in read_numbered(path)]
     sentences = list({tuple(words): words for words in read if words}.values())
@@ -72,24 +69,6 @@ def read_sentences(path: Path, subject: Subject, seed: int) -> tuple[list[list[s
     words = sum(len(sentences[number]) for number in chosen)
     line = f"{len(chosen):,} of {len(sentences):,} different sentences, {words:,} of {ends[-1]:,} words"
     return [sentences[number] for number in chosen], line
-
-
-def read_conllu_words(path: Path) -> list[list[str]]:
-    """The words of each sentence of a CoNLL-U file; raises DataError for a line without ten columns."""
-    sentences: list[list[str]] = []
-    for name, file in open_members(str(path)):
-        sentences.append([])
-        for number, line in enumerate(read_lines(file, name), 1):
-            columns = line.split("\t")
-            if not line.strip():
-                sentences.append([])
-            elif line.startswith("#"):
-                continue
-            elif len(columns) != COLUMNS:
-                raise DataError(f"{name}, line {number}: expected {COLUMNS} columns of CoNLL-U, found {len(columns)}")
-            elif columns[0].isdecimal():  # neither several words (2-3) nor an empty node (8.1)
-                sentences[-1].append(columns[FORM])
-    return sentences
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,11 @@ from pretrain.probing.sentences import Sentence
 FORM, UPOS, HEAD, RELATION = 1, 3, 6, 7
 
 
+def read_words(path: Path) -> list[list[str]]:
+    """The words of each sentence of a CoNLL-U file; raises DataError, with file and line, for what is none."""
+    return [_words(rows) for _, rows, _ in _sentences(path)]
+
+
 def read_tagged(path: Path) -> list[Sentence]:
     """The sentences of a CoNLL-U file with their UPOS; raises DataError where no word has one."""
     sentences = [Sentence(_words(rows), _column(rows, UPOS), document) for document, rows, _ in _sentences(path)]

@@ -14,12 +14,12 @@ from pretrain.probing.geometry import (
     maximum_explainable_variance,
     measure,
     probe_geometry,
-    read_conllu_words,
     read_sentences,
     self_similarity,
 )
 from pretrain.probing.results import Outcome
 from pretrain.probing.tasks import Inputs
+from pretrain.probing.treebanks import read_words
 from pretrain.probing.vectors import word_vectors
 from tests.probing.small_models import small_subject
 
@@ -161,7 +161,7 @@ def test_words_without_a_piece_are_left_out_and_counted(tmp_path: Path) -> None:
         f"{n}\t{w}{chr(9)}_{chr(9)}_{chr(9)}_{chr(9)}_{chr(9)}_{chr(9)}_{chr(9)}_{chr(9)}_\n"
         for n, w in ((1, "cat"), (2, "\u200b"))
     )
-    text = "".join(f"{rows}{n}\t{n}\t_\t_\t_\t_\t_\t_\t_\t_\n\n" for n in "345678")
+    text = "".join(f"{rows}3\t{n}\t_\t_\t_\t_\t_\t_\t_\t_\n\n" for n in "345678")
     path = tmp_path / "f.conllu"
     path.write_text(text, encoding="utf-8")
     outcome = probe_geometry([subject], Inputs(path, vectors=tmp_path))
@@ -175,10 +175,10 @@ def test_conllu_words(tmp_path: Path) -> None:
     path.write_text(
         f"# text = x\n1-2\tdon't{blank}\n1\tdo{blank}\n2\tn't{blank}\n2.1\tgo{blank}\n\n1\ta{blank}\n", encoding="utf-8"
     )
-    assert [words for words in read_conllu_words(path) if words] == [["do", "n't"], ["a"]]
+    assert read_words(path) == [["do", "n't"], ["a"]]
     path.write_text("# x\n1 cat _\n", encoding="utf-8")
-    with pytest.raises(DataError, match=r"f\.conllu, line 2: expected 10 columns of CoNLL-U, found 1"):
-        read_conllu_words(path)
+    with pytest.raises(DataError, match=r"f\.conllu, line 2: not CoNLL-U, whose lines have 10 columns"):
+        read_words(path)
 
 
 def test_too_little_text_and_options_without_a_use(tmp_path: Path) -> None:
