@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from pydantic import ValidationError
 from torch import Tensor
 
@@ -24,13 +23,11 @@ from pretrain.models.family import ModelFolder, Tokenizer
 from pretrain.models.loss import Losses
 from pretrain.models.start_state import Start, StartState, choose_start
 from pretrain.runs.evaluation import Comparison, Evaluation, StateLosses, States
-from pretrain.runs.held_out import evaluate_model
+from pretrain.runs.held_out import Counts, evaluate_model, unigram_loss
 from pretrain.runs.start_states import with_start_state
 from pretrain.runs.trained import Trained, is_run, read_model, read_trained
 
 log = logging.getLogger(__name__)
-
-Counts = np.ndarray[Any, np.dtype[np.int64]]
 
 KINDS = {
     ".txt": "text",
@@ -123,13 +120,14 @@ def evaluate(
     return Evaluation(
         what,
         losses,
-        None if frequencies is None else baseline(frequencies, text.counts),
+        None if frequencies is None else unigram_loss(frequencies, text.counts),
         states,
         state is not None,
         by_states,
         tuple(data),
         text.identity,
         text.unknown_words,
+        () if trained is None else trained.config.advice,
     )
 
 
@@ -280,13 +278,3 @@ def _json_lines(path: Path | None) -> Iterator[Callable[[dict[str, Any]], None] 
         partial.replace(path)
     finally:
         partial.unlink(missing_ok=True)
-
-
-def baseline(frequencies: Counts, counts: Counts) -> float:
-    """Nats per token of tokens that occur `counts` times, under add-one unigrams of the training text's `frequencies`.
-
-    Both are [vocabulary].
-    """
-    probabilities = frequencies.astype(np.float64) + 1
-    losses = np.log(probabilities.sum()) - np.log(probabilities)
-    return float((counts * losses).sum() / counts.sum())

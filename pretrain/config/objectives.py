@@ -35,6 +35,11 @@ class AnyObjectiveConfig(Section):
         del step
         return {}
 
+    def advice(self, model: Any) -> list[str]:
+        """What has helped small models off the frequencies of words, and this run does not do; see docs/log.md."""
+        del model
+        return []
+
     def describe_stage(self, step: int) -> str:
         """The same, readable."""
         return ", ".join(f"{name} {json.dumps(value)}" for name, value in self.staged_options(step).items())
@@ -100,6 +105,11 @@ class ElmoObjectiveConfig(AnyObjectiveConfig):
             + 2 * 2**20  # a block of logits
         )
         return round(4 * elements)
+
+    def advice(self, model: ElmoConfig) -> list[str]:
+        """As every objective has it."""
+        del model
+        return [] if self.softmax == "full" else ["objective.softmax=full, unless the vocabulary is large"]
 
     def problems(self, model: ElmoConfig, compute: ComputeConfig) -> list[str]:
         """What does not go together with the model or the way it is computed, a line each."""
@@ -212,6 +222,15 @@ class BertObjectiveConfig(AnyObjectiveConfig):
             options["shift_positions"] = objective.shifted_within is not None
         return options
 
+    def advice(self, model: BertConfig) -> list[str]:
+        """As every objective has it."""
+        lines = []
+        if not self.stages and self.max_sequence_length > SHORT_SEQUENCE:
+            lines.append("short sequences with many masks in the first part of the run (objective.stages)")
+        if model.initializer_range < 0.5 * model.hidden_size**-0.5:
+            lines.append(f"model.initializer_range={model.hidden_size**-0.5:.2f}")
+        return lines
+
     def parameters(self, model: BertConfig, vocabulary_size: int) -> int:
         """All trained parameters, heads included, the decoder tied to the word embeddings."""
         h = model.hidden_size
@@ -293,6 +312,8 @@ class BertObjectiveConfig(AnyObjectiveConfig):
         return problems
 
 
+SHORT_SEQUENCE = 64
+"""Tokens of sequences that a small model learns from at once."""
 STAGED_OPTIONS = ("max_sequence_length", "mask_probability")
 """What of BERT's objective may be another in a stage."""
 

@@ -151,6 +151,16 @@ class RunConfig(Section):
         return max(sizes)
 
     @property
+    def advice(self) -> tuple[str, ...]:
+        """What could be changed where the model has not learned more than the frequencies of words."""
+        lines: list[str] = self._objective.advice(self.model)
+        if self.optimizer.kind == "adagrad":
+            lines.append("optimizer.kind=adamw")
+        elif self.optimizer.kind == "adamw" and self.model.decays_weights:
+            lines.append("optimizer.kind=muon")
+        return (*lines, "more steps (schedule.total_steps, --extend)")
+
+    @property
     def folder(self) -> Path:
         """The run folder."""
         return self.run_root / self.name

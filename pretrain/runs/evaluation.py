@@ -92,6 +92,8 @@ class Evaluation:
     """16 hex digits, equal for the same text in the same tokens; None where that is not known."""
     unknown_words: float = 0.0
     """The fraction of the text's words that the vocabulary does not hold."""
+    advice: tuple[str, ...] = ()
+    """What could be changed where the model knows little more than the frequencies of words."""
 
     @property
     def what(self) -> str:
@@ -109,6 +111,12 @@ class Evaluation:
             parts.append(self.by_states.verdict)
         return "; ".join(parts) or None
 
+    @property
+    def what_to_change(self) -> str | None:
+        """The advice, in words, where it is called for."""
+        little = self.unigram_loss is not None and self.losses.token_loss > (1 - CLOSE) * self.unigram_loss
+        return "; ".join(self.advice) if little and self.advice else None
+
     def values(self) -> dict[str, Any]:
         """All numbers by name, as `metrics.jsonl` spells them; a loss term without predictions has only their count."""
         losses = self.losses
@@ -125,7 +133,7 @@ class Evaluation:
         if self.states is not None:
             values["start"] = "primed" if self.primed else "zero"
         values |= {} if self.by_states is None else self.by_states.values
-        return values | {"text": self.text, "verdict": self.verdict}
+        return values | {"text": self.text, "verdict": self.verdict, "what_to_change": self.what_to_change}
 
     def lines(self) -> list[str]:
         """One readable line per number, the verdict last."""
@@ -143,7 +151,8 @@ class Evaluation:
             lines.append(self.by_states.line)
         if self.unigram_loss is not None:
             lines.append(f"unigram baseline: loss {self.unigram_loss:.4f}, perplexity {exp(self.unigram_loss):,.2f}")
-        return lines if self.verdict is None else [*lines, f"verdict: {self.verdict}"]
+        lines += [] if self.verdict is None else [f"verdict: {self.verdict}"]
+        return lines if self.what_to_change is None else [*lines, f"what could be changed: {self.what_to_change}"]
 
 
 @dataclass(frozen=True)

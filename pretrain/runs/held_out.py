@@ -3,6 +3,7 @@
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -21,6 +22,8 @@ HELD_OUT_ROWS = 16
 HELD_OUT_EXAMPLES, HELD_OUT_TOKENS = 32, 16_384
 """Of a held-out batch in families that are not ordered, at most, but one example; fixed, too."""
 
+Counts = np.ndarray[Any, np.dtype[np.int64]]
+"""How often each id of a vocabulary occurs, [vocabulary]."""
 BatchesOf = Callable[[Any], Sequence[Any]]
 """From a held-out block to its batches."""
 
@@ -136,3 +139,13 @@ def evaluate_model(
 def held_out_text(corpus: PreparedCorpus, limit: int | None) -> str:
     """What is measured on, in a few words: equal for equal text, so that losses may be compared."""
     return f"{corpus.identity}, {len(held_out_blocks(corpus.held_out, limit))} blocks"
+
+
+def unigram_loss(frequencies: Counts, counts: Counts) -> float:
+    """Nats per token of tokens that occur `counts` times, under add-one unigrams of the training text's `frequencies`.
+
+    Both are [vocabulary].
+    """
+    probabilities = frequencies.astype(np.float64) + 1
+    losses = np.log(probabilities.sum()) - np.log(probabilities)
+    return float((counts * losses).sum() / counts.sum())

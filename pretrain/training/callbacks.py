@@ -135,6 +135,9 @@ class StepEnd(Callback):
             if save:
                 self._save(trainer, module, held_out)
                 self._probe_checkpoint(trainer, module)
+            if held_out is not None and self._held_out is not None and module.step == self._config.schedule.total_steps:
+                for said in self._held_out.verdict(held_out):
+                    log.info("%s", said)
             self._throughput.go_on()
         if last:
             trainer.should_stop = True

@@ -10,8 +10,9 @@ from pretrain.data.corpus import PreparedCorpus
 from pretrain.data.stream import held_out_blocks
 from pretrain.errors import DataError
 from pretrain.models.family import ModelFolder, Tokenizer
-from pretrain.models.loss import Losses
-from pretrain.runs.held_out import held_out_batches, held_out_text, measure_held_out
+from pretrain.models.loss import Losses, exp
+from pretrain.runs.evaluation import Evaluation
+from pretrain.runs.held_out import held_out_batches, held_out_text, measure_held_out, unigram_loss
 from pretrain.training.module import Pretraining
 
 
@@ -23,10 +24,23 @@ class HeldOut:
         self.text = held_out_text(corpus, limit)
         """What is measured on; losses over different text are not compared."""
         self._blocks = held_out_blocks(corpus.held_out, limit)
+        self._config = config
+        self._unigram_loss = unigram_loss(corpus.unigrams("train"), corpus.unigrams("held_out"))
         folder = ModelFolder(module.model, tokenizer, config.model, config.objective)
         self._batches_of = held_out_batches(folder, tokenizer, corpus.held_out)
         if not any(self._batches_of(block) for block in self._blocks):  # before hours of training, not after them
             raise DataError(f"data.held_out is {config.data.held_out}: that text is too little for one example")
+
+    def verdict(self, losses: Losses) -> list[str]:
+        """What losses of this text mean, in a line or two for the log."""
+        measured = Evaluation(self._config.name, losses, self._unigram_loss, advice=self._config.advice)
+        lines = [
+            f"held-out perplexity {losses.perplexity:,.1f} (a unigram model: {exp(self._unigram_loss):,.1f}): "
+            f"{measured.verdict}"
+        ]
+        return lines + (
+            [] if measured.what_to_change is None else [f"what could be changed: {measured.what_to_change}"]
+        )
 
     def measure(self, trainer: Trainer, module: Pretraining) -> Losses:
         """The loss over all ranks; training's carried states and mode are put aside."""
