@@ -314,7 +314,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     add("--minutes", type=float, default=30.0, help="of training for each, evaluations left out")
     add("--out", type=Path, required=True, help="a new folder")
     add("--order", choices=["pretrain-first", "trainer-first"], default="pretrain-first")
-    add("--threads", type=int, default=len(os.sched_getaffinity(0)), help="of either; by default all cores")
+    add("--threads", type=int, default=os.cpu_count() or 1, help="of either; by default all cores")
     add("--evaluations", type=int, default=15, help="points of each curve")
     rates = parser.add_mutually_exclusive_group()
     rates.add_argument("--rate", type=float, help="the Trainer's learning rate; by default the config's")
