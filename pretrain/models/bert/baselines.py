@@ -67,11 +67,11 @@ class BaselineObjective:
         self, model: nn.Module, batch: Batch, carried: Tensor | None, *, seed: int
     ) -> tuple[dict[str, LossTerm], None]:
         """The term `loss`: both losses of the micro-batch, counted as one."""
-        output = model(**_padded(batch))
+        output = model(**padded(batch))
         return {"loss": LossTerm(output.loss.float(), torch.ones((), dtype=torch.int64))}, None
 
 
-def _padded(batch: Batch) -> dict[str, Tensor]:
+def padded(batch: Batch) -> dict[str, Tensor]:
     """The batch as transformers names it, one sequence a row, packed or not."""
     real = batch["masked_labels"] != IGNORE_INDEX
     labels = torch.full_like(batch["input_ids"], IGNORE_INDEX)
