@@ -101,7 +101,7 @@ def test_held_out_loss_and_the_best_checkpoint(family: str, corpus: Path, tmp_pa
     measured = {line["step"]: line for line in metrics(config) if "held_out_loss" in line}
     assert list(measured) == [2, 4, 6] == steps_saved(config)
     for step, line in measured.items():
-        found = evaluate(config.folder, checkpoint=str(step))
+        found = evaluate(config.folder, checkpoint=str(step), start="zero")
         assert found.losses.loss == pytest.approx(line["held_out_loss"], rel=1e-6)
         for term in TERMS[family]:
             assert found.losses.terms[term] == pytest.approx(line[f"held_out_{term}_loss"], rel=1e-6)
