@@ -26,7 +26,7 @@ class Result:
     low: float
     high: float
     of: str | None = None
-    """Of a floor that belongs to one model (`untrained`, `control`): that model."""
+    """Of a floor that belongs to one model (`untrained`, `control`): that model; of `published`, the paper's model."""
     group: str | None = None
     """What part of the data it is of, such as a phenomenon or a word; None for all of it."""
     ties: int | None = None
