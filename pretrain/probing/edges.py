@@ -146,4 +146,5 @@ def whitening_of(vectors: Tensor) -> Tensor:
     The classifier could learn the same from the vectors as they are, in several times as many epochs.
     """
     variances, directions = torch.linalg.eigh(vectors.T @ vectors / len(vectors))
-    return directions * (variances.clamp(min=0) + SMALLEST_VARIANCE).rsqrt()
+    whitening: Tensor = directions * (variances.clamp(min=0) + SMALLEST_VARIANCE).rsqrt()
+    return whitening
