@@ -139,7 +139,7 @@ class LabelProbes:
         log.info("%s: vectors of %s", self.task, _shown(subject.name, of))
         vectors = word_vectors(subject, self.parts.all_words, self.inputs.vectors)
         split = int(vectors.starts[len(self.parts.training)])
-        few = int(vectors.starts[np.searchsorted(vectors.starts, min(MIX_WORDS, split), side="right") - 1])
+        few = int(vectors.starts[np.searchsorted(vectors.starts, min(MIX_WORDS, split), side="right") - 1]) or split
         firsts = []
         for layer in range(len(vectors.layers)):
             pair = standardised(vectors.layers[layer, :split], vectors.layers[layer, split:])

@@ -15,12 +15,14 @@ from pretrain.probing.results import Outcome
 from pretrain.probing.sentences import Sentence, divide
 from pretrain.probing.spans import read_entities, span_f1, spans
 from pretrain.probing.subjects import Subject
+from pretrain.probing.tables import refuse_options
 from pretrain.probing.tasks import Inputs
 from pretrain.probing.treebanks import read_tagged
 
 
 def probe_pos(subjects: Sequence[Subject], inputs: Inputs) -> Outcome:
     """Accuracy of parts of speech (UPOS of a CoNLL-U file), without and with features of the words themselves."""
+    refuse_options(inputs, "pos", {"scores": None})
     parts = divide(inputs, read_tagged)
     training, testing = tagged_words(parts.training), tagged_words(parts.testing)
     probes = LabelProbes("pos", parts, training, testing, WordLearner(training, testing), inputs)
@@ -35,6 +37,7 @@ def probe_pos(subjects: Sequence[Subject], inputs: Inputs) -> Outcome:
 
 def probe_entities(subjects: Sequence[Subject], inputs: Inputs) -> Outcome:
     """F1 of entities, each with its exact words and type, from a tag for each word; and the accuracy of the tags."""
+    refuse_options(inputs, "entities", {"scores": None})
     parts = divide(inputs, read_entities)
     training, testing = tagged_words(parts.training), tagged_words(parts.testing)
     gold = [sentence.tags for sentence in parts.testing]
