@@ -37,7 +37,7 @@ def test_every_problem_of_stages_is_told_at_once() -> None:
         "objective.stages.2: nothing is different in it: give one of max_sequence_length, mask_probability, "
         "shift_positions",
         "batch.global_size (30) is not a multiple of data.lanes (8)",
-        "batch.global_size (30) is not a multiple of batch.micro_size (8)",
+        "batch.global_size (30) is not a multiple of batch.micro_size (16)",
     ]
     wrong = "{until_step: 0, max_sequence_length: 7}, {mask_probability: 1.5, shift: true}, 3"
     assert problems(f"objective.stages=[{wrong}]", path=BERT) == [
@@ -115,7 +115,7 @@ def test_what_a_run_with_stages_takes() -> None:
     options = (("128", "0.15"), ("32", "0.3"), ("128", "0.2"))
     last, first, second = (
         plan_run(
-            load_config(BERT, [*FIXED, f"objective.max_sequence_length={n}", f"objective.mask_probability={p}"]), 1
+            load_config(BERT, [*FIXED, f"objective={{max_sequence_length: {n}, mask_probability: {p}, stages: []}}"]), 1
         )
         for n, p in options
     )
