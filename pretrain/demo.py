@@ -128,7 +128,7 @@ def describe(kind: str, shown: Shown) -> list[str]:
         f"{kind}: held-out perplexity {before.perplexity:,.0f} before, {after.perplexity:,.1f} after training "
         f"(a unigram model: {np.exp(shown.after.unigram_loss or 0.0):,.0f})",
         f"{kind}: words nearest to their own sense of two, in sentences never trained on (chance {shown.chance:.0%}; "
-        "95 % intervals)",
+        "ties are wrong; 95 % intervals)",
         f"  {'layer':8s}{'trained':>22s}{'untrained':>22s}",
     ]
     for one, other in zip(trained, untrained, strict=True):
@@ -183,7 +183,7 @@ def _draw_senses(axis: Any, kind: str, shown: Shown) -> None:
         layers = np.arange(len(results)) + shift
         axis.errorbar(layers, values[:, 0], yerr=errors, marker="o", capsize=3, label=name)
     axis.axhline(100 * shown.chance, color="gray", linestyle=":", label="chance")
-    axis.set(title=f"{kind}: nearest to its own sense (%)", xlabel="layer (0: the word alone)", ylim=(0, 100))
+    axis.set(title=f"{kind}: nearest to its own sense (%)", xlabel="layer (0: the word alone; ties are wrong)", ylim=(0, 100))
     axis.set_xticks(range(len(shown.accuracies("untrained"))))
     axis.legend(loc="lower right", fontsize=8)
 
