@@ -183,7 +183,9 @@ def _draw_senses(axis: Any, kind: str, shown: Shown) -> None:
         layers = np.arange(len(results)) + shift
         axis.errorbar(layers, values[:, 0], yerr=errors, marker="o", capsize=3, label=name)
     axis.axhline(100 * shown.chance, color="gray", linestyle=":", label="chance")
-    axis.set(title=f"{kind}: nearest to its own sense (%)", xlabel="layer (0: the word alone; ties are wrong)", ylim=(0, 100))
+    axis.set(
+        title=f"{kind}: nearest to its own sense (%)", xlabel="layer (0: the word alone; ties are wrong)", ylim=(0, 100)
+    )
     axis.set_xticks(range(len(shown.accuracies("untrained"))))
     axis.legend(loc="lower right", fontsize=8)
 

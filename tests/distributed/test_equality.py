@@ -82,9 +82,9 @@ def same_next_sentences(a: list[dict[str, Any]], b: list[dict[str, Any]]) -> Non
     ("family", "optimizers"),
     [
         ("elmo", ("adamw", "adagrad")),
-        ("bert", ("adamw", "adagrad", "lamb", "muon")),
+        ("bert", ("adamw", "muon")),
         pytest.param("elmo", ("muon",), marks=pytest.mark.slow),
-        pytest.param("bert", ("lamb-plain", "adamw-plain"), marks=pytest.mark.slow),
+        pytest.param("bert", ("adagrad", "lamb", "lamb-plain", "adamw-plain"), marks=pytest.mark.slow),
     ],
 )
 def test_every_stage_equals_one_process(family: str, optimizers: tuple[str, ...], corpus: Path, tmp_path: Path) -> None:

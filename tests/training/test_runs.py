@@ -78,12 +78,17 @@ def test_what_a_run_writes(corpus: Path, tmp_path: Path) -> None:
     measured = {"loss", "perplexity", "mlm_loss", "mlm_accuracy", "nsp_loss", "nsp_accuracy", "nsp_majority"}
     assert {f"held_out_{name}" for name in measured} <= lines[-1].keys()
 
-    table = [row.split() for row in done.stderr.splitlines()[-4:]]
+    told = done.stderr.splitlines()
+    first = next(number for number, row in enumerate(told) if row.split()[:1] == ["step"])
+    table = [row.split() for row in told[first : first + 4]]
     assert table[0] == ["step", "loss", "lr", "tokens/s", "held-out"]
     assert [row[0] for row in table[1:]] == ["2", "4", "6"]
     assert [float(row[1]) for row in table[1:]] == pytest.approx([line["loss"] for line in lines], abs=1e-4)
     assert float(table[-1][4]) == pytest.approx(lines[-1]["held_out_loss"], abs=1e-4)
-    assert len({len(row) for row in done.stderr.splitlines()[-4:]}) == 1, "fixed columns"
+    assert len({len(row) for row in told[first : first + 4]}) == 1, "fixed columns"
+    perplexity = f"{lines[-1]['held_out_perplexity']:,.1f}"
+    assert told[first + 4].startswith(f"held-out perplexity {perplexity} (a unigram model: ")
+    assert told[first + 5].startswith("what could be changed: ") and "optimizer.kind=muon" in told[first + 5]
 
     recorded = read_wandb(config.folder)
     assert recorded.config["model"] == config.model_dump(mode="json")["model"]

@@ -101,17 +101,6 @@ class ElmoModel(nn.Module):
         self.encoder = ElmoEncoder(config)
         self.softmax = None if vocabulary_size is None else Softmax(vocabulary_size, config.projection_size)
 
-    def problem(self, vocabulary_size: int) -> str | None:
-        """What keeps the model from predicting words of a vocabulary, in a line; None where nothing does."""
-        if self.softmax is None:
-            return "the model folder holds no *softmax_weights.hdf5: it gives vectors, but no losses"
-        if self.softmax.vocabulary_size != vocabulary_size:
-            return (
-                f"the softmax predicts {self.softmax.vocabulary_size} words, the vocabulary has {vocabulary_size}: "
-                "they do not belong together"
-            )
-        return None
-
 
 def build_model(config: ElmoConfig, objective: ElmoObjectiveConfig, vocabulary_size: int) -> ElmoModel:
     """A freshly initialised model (Peters et al.'s released trainer), the same for every objective.

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from pretrain.config.objectives import ElmoObjectiveConfig
 from pretrain.errors import ConfigError, ExportError
 from pretrain.models.elmo.model import ElmoModel
+from pretrain.models.elmo.softmax import softmax_problem
 from pretrain.models.family import Tokenizer
 from pretrain.models.loss import IGNORE_INDEX, Batch, LossTerm
 
@@ -60,7 +61,7 @@ class ElmoObjective:
         folder held no softmax, or another vocabulary's.
         """
         model = cast(ElmoModel, model)
-        if (problem := model.problem(self._vocabulary_size)) is not None:
+        if (problem := softmax_problem(model.softmax, self._vocabulary_size)) is not None:
             raise ExportError(problem)
         assert model.softmax is not None
         if carried is not None and "begins" in batch:

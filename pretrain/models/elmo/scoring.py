@@ -16,6 +16,7 @@ from torch import Tensor
 from pretrain.models.batches import batches_by_length
 from pretrain.models.elmo.model import ElmoModel
 from pretrain.models.elmo.objective import DIRECTIONS
+from pretrain.models.elmo.softmax import softmax_problem
 from pretrain.models.elmo.tokens import (
     SENTENCE_BEGIN,
     SENTENCE_END,
@@ -44,7 +45,7 @@ class ElmoSentence:
 def find_problem(folder: ModelFolder) -> str | None:
     """What keeps the model from predicting words."""
     assert folder.tokenizer is not None
-    return cast(ElmoModel, folder.model).problem(folder.tokenizer.vocabulary_size)
+    return softmax_problem(cast(ElmoModel, folder.model).softmax, folder.tokenizer.vocabulary_size)
 
 
 def read_sentence(folder: ModelFolder, text: str) -> ElmoSentence:

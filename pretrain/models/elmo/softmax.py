@@ -168,3 +168,15 @@ def _add_product(total: Tensor, left: Tensor, right: Tensor) -> None:
         total.addmm_(left, right.to(left.dtype))
     else:
         total += left @ right.to(left.dtype)
+
+
+def softmax_problem(softmax: Softmax | None, vocabulary_size: int) -> str | None:
+    """What keeps a model's softmax from predicting words of a vocabulary, in a line; None where nothing does."""
+    if softmax is None:
+        return "the model folder holds no *softmax_weights.hdf5: it gives vectors, but no losses"
+    if softmax.vocabulary_size != vocabulary_size:
+        return (
+            f"the softmax predicts {softmax.vocabulary_size} words, the vocabulary has {vocabulary_size}: "
+            "they do not belong together"
+        )
+    return None

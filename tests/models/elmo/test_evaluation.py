@@ -161,7 +161,7 @@ def test_a_file_of_sentences_is_there_whole_or_not_at_all(
     def fail(*_: object) -> None:
         raise RuntimeError("out of order")
 
-    monkeypatch.setattr("pretrain.evaluate.baseline", fail)
+    monkeypatch.setattr("pretrain.evaluate.unigram_loss", fail)
     monkeypatch.setattr("pretrain.runs.sentences._BlockScores.sentences", fail)
     text = tmp_path / "text.txt"
     text.write_text("a cat\n", encoding="utf-8")
