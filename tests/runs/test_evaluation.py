@@ -168,3 +168,14 @@ def test_several_on_one_text() -> None:
     assert Comparison((same, other)).lines()[1] == (
         "The text is cut into different tokens: compare losses with the baselines of the same row only."
     )
+
+
+@pytest.mark.parametrize(("loss", "called_for"), [(7.0, True), (6.7, True), (5.8, True), (5.7, False), (4.6, False)])
+def test_what_to_change_is_said_where_little_was_learned(loss: float, called_for: bool) -> None:
+    """Up to 15 % below the unigram model's 6.75, as far as a plateau goes."""
+    measured = Evaluation("a", masked(loss), 6.75, advice=("more steps", "other weights"))
+    assert measured.what_to_change == ("more steps; other weights" if called_for else None)
+    assert (measured.lines()[-1] == "what could be changed: more steps; other weights") == called_for
+    assert measured.values()["what_to_change"] == measured.what_to_change
+    assert Evaluation("a", masked(loss), None, advice=("more steps",)).what_to_change is None
+    assert Evaluation("a", masked(loss), 6.75).what_to_change is None
