@@ -39,7 +39,7 @@ SCORES = "Minimal pairs: write both scores of each pair to FILE, a JSON line a p
 PAIRS = "Minimal pairs: draw N of each paradigm, by default all."
 DEMO_TAKES = (
     "Trains an ELMo and a BERT on Python's documentation, two processes each, in a few minutes on a laptop:\n"
-    "measured were 132 s on two idle cores, and 221 s with one of them busy."
+    "measured were 203 s on two idle cores, and 307 s with one of them busy."
 )
 CONFIG = click.argument("config", type=str)
 OVERRIDES = click.argument("overrides", nargs=-1, metavar="[section.option=value …]")
