@@ -124,7 +124,7 @@ MaskProbability = Annotated[float, Field(gt=0, lt=1)]
 
 
 class BertStageConfig(Section):
-    """Options of the objective that are others up to a step. What a stage does not give is as in the objective."""
+    """Options that differ from the objective's up to a step. What a stage does not give is as in the objective."""
 
     until_step: PositiveInt
     """The last step of the stage, counted from the beginning of the run; the next stage begins after it."""
