@@ -230,6 +230,11 @@ def probe(
     from pretrain.probing.tasks import Inputs
     from pretrain.probing.verdict import verdicts
 
+    for written in (file, html):
+        if written is not None and written.is_dir():
+            raise ConfigError(f"{written}: a folder: name a file to write")
+        if written is not None:
+            written.parent.mkdir(parents=True, exist_ok=True)  # now, and not after all is computed
     inputs = Inputs(data, test, static=static, scores=scores, pairs=pairs, seed=seed)
     outcome = probe(targets, task, inputs, checkpoint, vectors, start=start)
     click.echo("\n".join([*outcome.lines(), *(f"verdict: {sentence}" for sentence in verdicts(outcome))]))

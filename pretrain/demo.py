@@ -100,8 +100,8 @@ def show_family(kind: str, folder: Path, occurrences: Sequence[Occurrence], say:
 def inspect_run(config: RunConfig, run: Path, model: Path, occurrences: Sequence[Occurrence]) -> Shown:
     """The numbers behind the picture: of the trained model, beside the untrained one.
 
-    Where states could be carried, held-out sentences start from zero all the same, as the sentences do whose vectors
-    are shown.
+    Where states could be carried, held-out sentences are read by themselves all the same, as the sentences are whose
+    vectors are shown.
     """
     corpus = open_corpus(RunFolder(run).prepared(), source_weights(config.data))
     untrained = build_untrained(config, read_tokenizer(config, RunFolder(run).tokenizer))
@@ -120,7 +120,7 @@ def inspect_run(config: RunConfig, run: Path, model: Path, occurrences: Sequence
 
 def describe(kind: str, shown: Shown) -> list[str]:
     """What came out, for a terminal."""
-    losses = [line["loss"] for line in shown.metrics]
+    losses = [line["loss"] for line in shown.metrics if "loss" in line]
     before, after = shown.before.losses, shown.after.losses
     trained, untrained = shown.accuracies(str(shown.model)), shown.accuracies("untrained")
     lines = [
@@ -166,8 +166,8 @@ def draw(shown: dict[str, Shown], path: Path) -> None:
 
 
 def _draw_loss(axis: Any, kind: str, shown: Shown) -> None:
-    steps = [line["step"] for line in shown.metrics]
-    axis.plot(steps, [line["loss"] for line in shown.metrics], label="training")
+    training = [(line["step"], line["loss"]) for line in shown.metrics if "loss" in line]
+    axis.plot(*zip(*training, strict=True), label="training")
     held_out = [(line["step"], line["held_out_loss"]) for line in shown.metrics if "held_out_loss" in line]
     held_out.insert(0, (0, shown.before.losses.loss))
     axis.plot(*zip(*held_out, strict=True), "o-", label="held out")

@@ -90,6 +90,8 @@ def evaluate(
     ExportError.
     """
     _check(target, data, language)
+    if checkpoint != "best" and not is_run(target):
+        raise ConfigError(f"{target}: not a run folder, so that there is no checkpoint {checkpoint} to choose")
     if is_run(target):
         trained = read_trained(target, checkpoint)
         folder, what = trained.folder, f"{target}, step {trained.step}"
@@ -169,9 +171,19 @@ def compare(
     """Several runs or model folders, each evaluated as `evaluate` does: on its own held-out text, or all on `data`."""
     for target in targets:
         _check(target, data, language)
+    if checkpoint != "best" and not any(map(is_run, targets)):
+        raise ConfigError(f"--checkpoint {checkpoint}: none of what is evaluated is a run folder")
     return Comparison(
         tuple(
-            evaluate(target, data, checkpoint, lines, language=language, states=states, start=start)
+            evaluate(
+                target,
+                data,
+                checkpoint if is_run(target) else "best",
+                lines,
+                language=language,
+                states=states,
+                start=start,
+            )
             for target in targets
         )
     )

@@ -12,6 +12,7 @@ from pretrain.probing.evidence import record
 from pretrain.probing.results import FLOORS, Outcome
 from pretrain.probing.subjects import open_subject
 from pretrain.probing.tasks import Inputs, get_task
+from pretrain.runs.trained import is_run
 
 
 def probe(
@@ -33,12 +34,14 @@ def probe(
         if path is not None and not path.is_file():
             raise DataError(f"{path}: no such file")
     _check_options(task, inputs, vectors)
+    if checkpoint != "best" and not any(map(is_run, targets)):
+        raise ConfigError(f"--checkpoint {checkpoint}: none of what is probed is a run folder")
     names = [str(target) for target in targets]
     if twice := sorted({name for name in names if names.count(name) > 1}):
         raise ConfigError(f"{twice[0]}: given twice")
     if taken := sorted({*names} & {*FLOORS}):
-        raise ConfigError(f"{taken[0]}: the name of a floor: give the folder as ./{taken[0]}")
-    subjects = [open_subject(target, checkpoint, start) for target in targets]
+        raise ConfigError(f"{taken[0]}: the name of a floor: give the folder's whole path, {Path(taken[0]).absolute()}")
+    subjects = [open_subject(target, checkpoint if is_run(target) else "best", start) for target in targets]
     with contextlib.ExitStack() as kept:
         folder = vectors or Path(kept.enter_context(tempfile.TemporaryDirectory(prefix="pretrain-vectors-")))
         outcome = get_task(task)(subjects, replace(inputs, vectors=folder))

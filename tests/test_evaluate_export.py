@@ -278,6 +278,8 @@ def test_a_start_state_without_held_out_text(
     assert folder.start_state is not None and expected is not None
     assert folder.start_state.measured_on == "words drawn by their rank"
     assert folder.start_state.loss == expected(folder).loss
+    assert not folder.start_state.default, "what words drawn by rank say decides nothing"
+    assert not list((copy / "start_states").glob("*")), "held-out text may be there the next time"
 
 
 def test_a_primed_state_of_a_model_that_carries_none(runs: dict[str, Made], tmp_path: Path) -> None:

@@ -28,7 +28,11 @@ HOW: dict[str, list[str] | str] = {
     "pretrain evaluate runs/mine": [],
     "pretrain export runs/mine --out models/mine": [],
     "pretrain embed models/mine sentences.txt --out vectors.hdf5": [],
-    "pretrain bench configs/bert/demo.yaml 'optimizer={kind: adamw, peak_learning_rate: 2e-3}' --steps 10": [*SMALL, "--steps", "2"],
+    "pretrain bench configs/bert/demo.yaml 'optimizer={kind: adamw, peak_learning_rate: 2e-3}' --steps 10": [
+        *SMALL,
+        "--steps",
+        "2",
+    ],
     "pretrain config configs/elmo/demo.yaml model.cell_size=4096 model.projection_size=512": [],
     "pretrain train configs/bert/demo.yaml name=wide sharding.ranks=1 --stop-after 100": [*SMALL, "--stop-after", "4"],
     "pretrain train configs/bert/demo.yaml name=wide sharding.ranks=2": SMALL,

@@ -10,15 +10,14 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
+from pretrain.embedding.loading import load_model
 from pretrain.embedding.pooling import Vectors, pool_sentence, pool_words
-from pretrain.embedding.sentence_modules import SentenceModules, modules_of_run, read_sentence_modules
+from pretrain.embedding.sentence_modules import SentenceModules
 from pretrain.embedding.texts import Text, as_texts, cleaned
 from pretrain.embedding.windows import FittedText, Long, Tally, fit_texts
 from pretrain.embedding.windows import TextTooLong as TextTooLong
-from pretrain.errors import ConfigError, ExportError
-from pretrain.models import find_family, get_family
 from pretrain.models.family import Family, LayerVectors, Pieces, Tokenizer
-from pretrain.models.start_state import Start, choose_start
+from pretrain.models.start_state import Start
 from pretrain.runtime.machine import exact_float32
 
 Layers = int | Sequence[int] | Literal["all"]
@@ -82,24 +81,15 @@ class Embedder:
         cannot be made, or from which sentences are no better than from zero; CheckpointError or ConfigError for a
         checkpoint that is not there; ConfigError for a primed state of a family that carries none.
         """
-        folder, modules = Path(folder), None
-        if (folder / "config.yaml").is_file():  # `is_run`, in a module that takes a second to import
-            from pretrain.runs.start_states import read_with_start_state
-
-            read = read_with_start_state(folder, checkpoint, start)
-            family = get_family(read.config.kind)
-            modules = modules_of_run(folder, family.format.sentence_pooling)
-        elif checkpoint != "best":
-            raise ConfigError(f"{folder}: not a run folder, so that there is no checkpoint {checkpoint} to choose")
-        else:
-            modules = read_sentence_modules(folder)
-            model_folder = folder if modules is None else modules.transformer
-            family = find_family(model_folder)
-            read = family.format.read(model_folder)
-        if read.tokenizer is None:
-            raise ExportError(f"{folder} holds a {family.kind} model but no tokenizer, which vectors of text need")
-        start_state = choose_start(read, family.make_start_state, start, str(folder))
-        return cls(family, read.model, read.tokenizer, device, sentence_modules=modules, start_state=start_state)
+        loaded = load_model(Path(folder), checkpoint, start)
+        return cls(
+            loaded.family,
+            loaded.folder.model,
+            loaded.tokenizer,
+            device,
+            sentence_modules=loaded.sentence_modules,
+            start_state=loaded.start_state,
+        )
 
     @property
     def num_layers(self) -> int:

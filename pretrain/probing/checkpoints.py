@@ -1,6 +1,7 @@
 """Probes of a run's checkpoints while it trains: a few sentences, and figures by name for its metrics."""
 
 import contextlib
+import logging
 import random
 import tempfile
 from collections.abc import Iterator, Mapping
@@ -21,9 +22,11 @@ from pretrain.probing.verdict import best_of, metrics, models, standing
 from pretrain.probing.word_in_context import DATA, GOLD
 from pretrain.runs.trained import build_untrained, read_tokenizer
 
+log = logging.getLogger(__name__)
+
 TREEBANKS = ("pos", "dependencies", "entities")
 """Tasks whose files have a word a line, and a blank line after each sentence; those of others have an item a line."""
-COMPRESSED = {".gz", ".bz2", ".xz", ".zst"}
+COMPRESSED = {".gz", ".bz2", ".xz", ".zst", ".zip", ".tar", ".tgz", ".tbz2", ".txz"}
 
 
 class CheckpointProbes:
@@ -46,8 +49,17 @@ class CheckpointProbes:
         self._measure(Subject(self._config.name, model))
 
     def __call__(self, step: int) -> Mapping[str, float]:
-        """The figures of the checkpoint of a step; those of floors that stay the same only the first time."""
-        outcomes = self._measure(open_subject(self._config.folder, str(step)))
+        """The figures of the checkpoint of a step; those of floors that stay the same only the first time.
+
+        Texts start from zero in families that carry state. Where it cannot be probed, as when the device is full, there
+        are no figures, and a warning: the training goes on.
+        """
+        try:
+            with own_randomness():
+                outcomes = self._measure(open_subject(self._config.folder, str(step), "zero"))
+        except (PretrainError, OSError, RuntimeError, MemoryError) as error:
+            log.warning("step %d is not probed: %s", step, error)
+            return {}
         figures = {name: value for outcome in outcomes for name, value in figures_of(outcome).items()}
         if not self._floors_told:
             figures |= {name: value for outcome in outcomes for name, value in floors_of(outcome).items()}
@@ -79,9 +91,12 @@ class CheckpointProbes:
 
     def _copied(self, probe: ProbeConfig, role: str, path: Path) -> tuple[Path, dict[Path, str]]:
         """A file's sentences that are taken, in a file of their own; and what messages call it."""
-        name = path.stem if path.suffix in COMPRESSED else path.name
+        name = path.name
+        while Path(name).suffix in COMPRESSED:
+            name = Path(name).stem
         copy, most = self._folder / f"{probe.task}-{role}-{name}", probe.max_sentences
-        names = {copy: take_sentences(path, copy, most, blocks=probe.task in TREEBANKS or name.endswith(".conllu"))}
+        blocks, words = probe.task in TREEBANKS or name.endswith(".conllu"), probe.task == "senses"
+        names = {copy: take_sentences(path, copy, most, blocks=blocks, words=words)}
         if probe.task == "wic" and DATA in path.name:  # labels beside it, a line for each of its lines
             gold, beside = path.with_name(path.name.replace(DATA, GOLD)), copy.with_name(copy.name.replace(DATA, GOLD))
             names[beside] = str(gold)
@@ -90,19 +105,38 @@ class CheckpointProbes:
         return copy, names
 
 
-def take_sentences(path: Path, copy: Path, most: int | None, *, blocks: bool) -> str:
+def take_sentences(path: Path, copy: Path, most: int | None, *, blocks: bool, words: bool = False) -> str:
     """Writes `most` sentences of a file (None: all), evenly spread, to `copy`; what a message calls them.
 
     A sentence is a line, or with `blocks` the lines up to a blank one. The first, which may name columns, is taken.
-    Raises DataError for a file without any.
+    With `words`, which are compared each with itself, the first words are taken with all of their lines, one word at
+    least. Raises DataError for a file without any.
     """
     sentences = list(_sentences(path, blocks=blocks))
     if not sentences:
         raise DataError(f"evaluation.probes: {path}: no sentence")
     count = len(sentences) if most is None else min(most, len(sentences))
-    taken = [sentences[number * len(sentences) // count] for number in range(count)]
+    if words and count < len(sentences):
+        taken = _whole_words(sentences, count)
+        count = len(taken)
+    else:
+        taken = [sentences[number * len(sentences) // count] for number in range(count)]
     copy.write_text("".join(taken), encoding="utf-8")
     return str(path) if count == len(sentences) else f"{count:,} of {len(sentences):,} sentences of {path}"
+
+
+def _whole_words(lines: list[str], most: int) -> list[str]:
+    """The lines of as many words, which are their first column, as `most` lines hold."""
+    by_word: dict[str, list[str]] = {}
+    for line in lines:
+        if not line.startswith("#"):
+            by_word.setdefault(line.partition("\t")[0], []).append(line)
+    taken: list[str] = []
+    for of_word in by_word.values():
+        if taken and len(taken) + len(of_word) > most:
+            break
+        taken += of_word
+    return taken
 
 
 def _sentences(path: Path, *, blocks: bool) -> Iterator[str]:
@@ -149,7 +183,8 @@ def own_randomness() -> Iterator[None]:
     """Whatever is drawn within, the training draws what it would have drawn; memory of an accelerator is given back."""
     python, numpy = random.getstate(), np.random.get_state()
     try:
-        with torch.random.fork_rng(), torch.enable_grad():
+        devices = [torch.cuda.current_device()] if torch.cuda.is_available() else []
+        with torch.random.fork_rng(devices=devices), torch.enable_grad():
             yield
     finally:
         random.setstate(python)

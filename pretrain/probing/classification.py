@@ -8,7 +8,6 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from pretrain.errors import DataError
 from pretrain.probing.intervals import mean_interval
@@ -18,7 +17,7 @@ from pretrain.probing.subjects import Subject, beside_untrained
 from pretrain.probing.tables import divide_rows, read_columns, refuse_options
 from pretrain.probing.tasks import Inputs
 from pretrain.probing.tf_idf import fit_tf_idf, text_words
-from pretrain.probing.vectors import sentence_vectors
+from pretrain.probing.vectors import sentence_vectors, standardised
 from pretrain.runtime.seeding import generator
 
 NAMES = {"label": ("label",), "text": ("text", "sentence")}
@@ -56,7 +55,7 @@ def probe_classification(subjects: Sequence[Subject], inputs: Inputs) -> Outcome
     for subject, of in beside_untrained(subjects, inputs.seed):
         texts = [subject.embedder.words(item.text) for item in (*training, *test)]
         for layer, vectors in enumerate(sentence_vectors(subject, texts, inputs.vectors)):
-            features = Features.dense(standardised(vectors, len(training)))
+            features = Features.dense(torch.cat(standardised(vectors[: len(training)], vectors[len(training) :])))
             results.append(parts.result(subject.name, layer, parts.predict(features, OF_VECTORS), of))
         if of is None and (empty := sum(not text for text in texts)):
             notes.append(f"{subject.name}: {empty:,} texts without a word, whose vectors are zeros")
@@ -85,13 +84,6 @@ class _Parts(NamedTuple):
         """The accuracy."""
         figures = mean_interval(predicted == self.labels[self.training :], seed=self.seed)
         return Result(model, "classification", layer, "accuracy", *figures, of=of)
-
-
-def standardised(vectors: NDArray[np.floating], training: int) -> Tensor:
-    """Vectors [items, width] with mean 0 and variance 1 in each dimension over the first `training` ones."""
-    rows = torch.from_numpy(np.array(vectors, np.float32))
-    deviation, mean = torch.std_mean(rows[:training], dim=0, correction=0)
-    return (rows - mean) / deviation.clamp(min=1e-6)
 
 
 def _counts(training: Sequence[Labelled], test: Sequence[Labelled]) -> Features:

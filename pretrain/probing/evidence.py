@@ -117,6 +117,8 @@ def _card_part(found: Evidence) -> str:
         f"{key} `{_plain(file['name'])}` (SHA-256 `{file['sha256'][:16]}…`)" for key, file in found.files.items()
     )
     parts = [f"### {found.outcome.task}", f"{files}, seed {found.seed}.", verdict(found.outcome, found.model)]
+    if found.outcome.notes:  # what the figures are of, such as a part of the pairs
+        parts.insert(2, found.outcome.notes[0])
     if found.outcome.task not in DESCRIPTIVE and (rows := list(_rows(found))):
         names = [metric.replace("_", " ") for metric in metrics(found.outcome)]
         lines = [["", *names], ["---"] * (len(names) + 1), *rows]

@@ -17,7 +17,7 @@ from pretrain.probing.results import Layer, Outcome, Result
 from pretrain.probing.sentences import Parts
 from pretrain.probing.subjects import Subject
 from pretrain.probing.tasks import Inputs
-from pretrain.probing.vectors import WordVectors, word_vectors
+from pretrain.probing.vectors import WordVectors, standardised, word_vectors
 from pretrain.probing.word_files import WordTypes, average_by_type, read_word_vectors
 from pretrain.runtime.seeding import seed_of
 
@@ -196,19 +196,6 @@ class LabelProbes:
             self.results.append(Result(model, self.task, layer, metric, value, low, high, of))
         shown = ", ".join(f"{metric} {figure[0]:.3f}" for metric, figure in figures.items())
         log.info("%s: %s, layer %s: %s", self.task, _shown(model, of), layer, shown)
-
-
-def standardised(training: NDArray[np.float32], testing: NDArray[np.float32]) -> tuple[Tensor, Tensor]:
-    """Vectors of both parts, [words, width], so that those of the training part have mean 0 and variance 1.
-
-    A dimension that is constant there is 0.
-    """
-    mean = training.mean(axis=0, dtype=np.float64).astype(np.float32)
-    centred = training - mean
-    deviation = np.sqrt(np.square(centred).mean(axis=0, dtype=np.float64))
-    varies = deviation > 1e-6 * np.abs(mean)
-    scale = np.where(varies, 1 / np.where(varies, deviation, 1), 0).astype(np.float32)
-    return torch.from_numpy(centred * scale), torch.from_numpy((testing - mean) * scale)
 
 
 def _mixed(vectors: WordVectors, split: int, mixing: Tensor) -> tuple[Tensor, Tensor]:

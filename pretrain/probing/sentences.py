@@ -64,6 +64,8 @@ def divide(inputs: Inputs, read: Callable[[Path], list[Sentence]], max_words: in
         notes.append(f"{again:,} of {len(testing):,} test sentences stand word for word in the training part too")
     words = _words(training)
     training = _draw_words(training, max_words, inputs.seed)
+    if not training:
+        raise DataError(f"{inputs.data}: a sentence has more than {max_words:,} words: a blank line ends each")
     if (drawn := _words(training)) < words:
         notes.append(f"learned from {drawn:,} of {words:,} words, whole sentences drawn by the seed")
     return Parts(training, testing, tuple(notes))

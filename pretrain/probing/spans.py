@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from itertools import chain
 from pathlib import Path
 from typing import NamedTuple
@@ -61,6 +62,12 @@ def read_entities(path: Path) -> list[Sentence]:
             raise DataError(f"{where}: {tag[:40]!r} is no tag of an entity: those are O, B-TYPE and I-TYPE")
         words.append(word)
         tags.append(tag)
+    if document is not None and any(sentence.document is None for sentence in sentences):
+        # the mark stands between documents: what is before the first is one too
+        sentences = [
+            replace(sentence, document=0 if sentence.document is None else sentence.document + 1)
+            for sentence in sentences
+        ]
     if not any(tag != "O" for sentence in sentences for tag in sentence.tags):
         raise DataError(f"{path}: no entity in {len(sentences):,} sentences")
     return _without_language(sentences)

@@ -9,13 +9,11 @@ from typing import Any
 import torch
 
 from pretrain.embedding.embedder import Embedder
-from pretrain.embedding.sentence_modules import SentenceModules, modules_of_run, read_sentence_modules
-from pretrain.errors import ExportError
-from pretrain.models import find_family, get_family
+from pretrain.embedding.loading import load_model
+from pretrain.embedding.sentence_modules import SentenceModules
+from pretrain.models import get_family
 from pretrain.models.family import Family, ModelFolder
-from pretrain.models.start_state import Start, choose_start
-from pretrain.runs.start_states import with_start_state
-from pretrain.runs.trained import is_run, read_trained
+from pretrain.models.start_state import Start
 from pretrain.runtime.seeding import seed_of
 
 
@@ -70,23 +68,9 @@ class Subject:
 
 
 def open_subject(path: Path, checkpoint: str = "best", start: Start = "auto") -> Subject:
-    """The model of a run folder or a model folder; its texts start from what `start` says, as in `Embedder.load`.
-
-    Raises ExportError for what is neither, or has no tokenizer, and for a primed state that cannot be had.
-    """
-    trained = read_trained(path, checkpoint) if is_run(path) else None
-    if trained is None:
-        folder = find_family(path).format.read(path)
-    else:
-        folder = trained.folder if start == "zero" else with_start_state(trained)
-    if folder.tokenizer is None:
-        raise ExportError(f"{path} holds a {folder.config.kind} model but no tokenizer, which probes of text need")
-    if trained is not None:
-        modules = modules_of_run(path, get_family(folder.config.kind).format.sentence_pooling)
-    else:
-        modules = read_sentence_modules(path)
-    start_state = choose_start(folder, get_family(folder.config.kind).make_start_state, start, str(path))
-    return Subject(str(path), folder, modules, None if trained is None else trained.path, start_state)
+    """The model of a run folder or a model folder, as `Embedder.load` reads it, also for what it raises."""
+    loaded = load_model(path, checkpoint, start)
+    return Subject(str(path), loaded.folder, loaded.sentence_modules, loaded.checkpoint, loaded.start_state)
 
 
 def beside_untrained(subjects: Sequence[Subject], seed: int) -> Iterator[tuple[Subject, str | None]]:

@@ -1,15 +1,18 @@
 """The vectors of all words of some sentences, in all layers: computed once, and kept in a file."""
 
 import hashlib
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
-from torch import nn
+from torch import Tensor, nn
 
 from pretrain.embedding.embedder import Embedder
+from pretrain.embedding.texts import cleaned
 from pretrain.probing.subjects import Subject
 
 TEXTS = 256
@@ -31,13 +34,13 @@ class WordVectors:
 def word_vectors(subject: Subject, sentences: Sequence[Sequence[str]], folder: Path) -> WordVectors:
     """The vectors of `sentences`, each a list of words; from `folder`, where they were made before.
 
-    Their file is named after the model's weights and the text, so that nothing else is ever taken for them.
+    Their file is named after the model, its tokenizer and the text, so that nothing else is ever taken for them.
     """
     starts = np.concatenate([[0], np.cumsum([len(sentence) for sentence in sentences])]).astype(np.int64)
     path = folder / f"{_key(subject, sentences)}.npy"
     if not path.is_file():
         folder.mkdir(parents=True, exist_ok=True)
-        partial = path.with_suffix(".partial")
+        partial = _partial(path)
         _write(subject.embedder, sentences, starts, partial)
         partial.replace(path)
     return WordVectors(np.load(path, mmap_mode="r"), starts)
@@ -51,7 +54,7 @@ def sentence_vectors(subject: Subject, sentences: Sequence[Sequence[str]], folde
     path = folder / f"{_key(subject, sentences)}-means.npy"
     if not path.is_file():
         folder.mkdir(parents=True, exist_ok=True)
-        embedder, partial = subject.embedder, path.with_suffix(".partial")
+        embedder, partial = subject.embedder, _partial(path)
         shape = (embedder.num_layers, len(sentences), embedder.width)
         array = np.lib.format.open_memmap(partial, mode="w+", dtype=np.float32, shape=shape)
         for first in range(0, len(sentences), WHOLE_TEXTS):
@@ -76,9 +79,28 @@ def _write(embedder: Embedder, sentences: Sequence[Sequence[str]], starts: NDArr
     array.flush()
 
 
+def standardised(training: NDArray[np.float32], testing: NDArray[np.float32]) -> tuple[Tensor, Tensor]:
+    """Vectors of both parts, [words, width], so that those of the training part have mean 0 and variance 1.
+
+    A dimension that is constant there is 0.
+    """
+    mean = training.mean(axis=0, dtype=np.float64).astype(np.float32)
+    centred = training - mean
+    deviation = np.sqrt(np.square(centred).mean(axis=0, dtype=np.float64))
+    varies = deviation > 1e-6 * np.abs(mean)
+    scale = np.where(varies, 1 / np.where(varies, deviation, 1), 0).astype(np.float32)
+    return torch.from_numpy(centred * scale), torch.from_numpy((testing - mean) * scale)
+
+
+def _partial(path: Path) -> Path:
+    """Of this process alone: another may be making the same vectors."""
+    return path.with_name(f"{path.stem}.{os.getpid()}.partial")
+
+
 def _key(subject: Subject, sentences: Sequence[Sequence[str]]) -> str:
-    """32 hex digits of the encoder's weights, what texts start from, and the text."""
-    digest = hashlib.blake2b(digest_size=16)
+    """32 hex digits of the encoder, what texts start from, and the text, as words and as the pieces that are read."""
+    embedder = subject.embedder
+    digest = hashlib.blake2b(f"{subject.folder.config!r} {embedder.max_length}".encode(), digest_size=16)
     encoder: nn.Module = subject.folder.model.get_submodule("encoder")
     for name, tensor in encoder.state_dict().items():
         digest.update(f"{name} {tuple(tensor.shape)}".encode())
@@ -87,4 +109,6 @@ def _key(subject: Subject, sentences: Sequence[Sequence[str]]) -> str:
         digest.update(subject.start_state.cpu().numpy().tobytes())
     for sentence in sentences:
         digest.update("\x1f".join([*sentence, "\x1e"]).encode("utf-8", "surrogatepass"))
+        pieces = embedder.tokenizer.pieces(cleaned(list(sentence)))
+        digest.update(repr((pieces.tokens, pieces.word_of.tolist())).encode("utf-8", "surrogatepass"))
     return digest.hexdigest()

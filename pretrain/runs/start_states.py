@@ -19,20 +19,21 @@ from pretrain.runs.trained import Trained, read_trained
 
 log = logging.getLogger(__name__)
 
+HELD_OUT = "held-out text"
 BATCHES = 24
 """Of the first held-out block, which are read from both states: some thousand words."""
 
 
-def read_with_start_state(run: Path, checkpoint: str, start: Start) -> ModelFolder:
-    """The model of a run's checkpoint (`best`, `newest` or a step), with its start state where `start` asks for one."""
+def read_with_start_state(run: Path, checkpoint: str, start: Start) -> Trained:
+    """A run's checkpoint (`best`, `newest` or a step), its model with a start state where `start` asks for one."""
     trained = read_trained(run, checkpoint)
-    return trained.folder if start == "zero" else with_start_state(trained)
+    return trained if start == "zero" else replace(trained, folder=with_start_state(trained))
 
 
 def with_start_state(trained: Trained) -> ModelFolder:
     """The model of a run's checkpoint with its start state, by default or not; as it is in families that carry none.
 
-    The state is made and measured once: on held-out text where there is some, else on what the family measures it on.
+    The state is made and measured once, on held-out text. Without that it is no default, whatever the family finds.
     """
     family = get_family(trained.config.model.kind)
     if family.make_start_state is None:
@@ -42,7 +43,8 @@ def with_start_state(trained: Trained) -> ModelFolder:
     start_state = _read(file, encoder)
     if start_state is None:
         start_state = _measured(trained, family.make_start_state(trained.folder))
-        _write(file, start_state, encoder)
+        if start_state.measured_on == HELD_OUT:  # else it may be, another time
+            _write(file, start_state, encoder)
     return replace(trained.folder, start_state=start_state)
 
 
@@ -58,8 +60,8 @@ def _measured(trained: Trained, made: StartState) -> StartState:
             evaluate_model(trained.folder, sources, reset=True, start=start, limit=1, batches=BATCHES).loss
             for start in (made.state, None)
         )
-        made = replace(made, loss=loss, zero_loss=zero_loss, measured_on="held-out text")
-    made = replace(made, default=made.gains)
+        made = replace(made, loss=loss, zero_loss=zero_loss, measured_on=HELD_OUT)
+        made = replace(made, default=made.gains)
     log.info(
         "%s: texts start from %s: sentences of %s have a loss of %.4f from zero, of %.4f from the primed state",
         trained.path,

@@ -206,7 +206,8 @@ class StepEnd(Callback):
         probe, step = self._probe, module.step
         if probe is not None and self._config.is_probed(step) and not module.stopping:
             figures = from_rank_0(lambda: probe(step))
-            self._log(trainer, {"step": step, **figures, "time": time.time()})
+            if figures:
+                self._log(trainer, {"step": step, **figures, "time": time.time()})
 
     def on_train_end(self, trainer: Trainer, module: Pretraining) -> None:  # type: ignore[override]
         """Closes what watches the run."""

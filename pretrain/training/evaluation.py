@@ -25,7 +25,9 @@ class HeldOut:
         """What is measured on; losses over different text are not compared."""
         self._blocks = held_out_blocks(corpus.held_out, limit)
         self._config = config
-        self._unigram_loss = unigram_loss(corpus.unigrams("train"), corpus.unigrams("held_out"))
+        self._unigram_loss: float | None = None
+        if len(self._blocks) == len(held_out_blocks(corpus.held_out)):  # else the counts are of other text
+            self._unigram_loss = unigram_loss(corpus.unigrams("train"), corpus.unigrams("held_out"))
         folder = ModelFolder(module.model, tokenizer, config.model, config.objective)
         self._batches_of = held_out_batches(folder, tokenizer, corpus.held_out)
         if not any(self._batches_of(block) for block in self._blocks):  # before hours of training, not after them
@@ -34,13 +36,11 @@ class HeldOut:
     def verdict(self, losses: Losses) -> list[str]:
         """What losses of this text mean, in a line or two for the log."""
         measured = Evaluation(self._config.name, losses, self._unigram_loss, advice=self._config.advice)
-        lines = [
-            f"held-out perplexity {losses.perplexity:,.1f} (a unigram model: {exp(self._unigram_loss):,.1f}): "
-            f"{measured.verdict}"
-        ]
-        return lines + (
-            [] if measured.what_to_change is None else [f"what could be changed: {measured.what_to_change}"]
-        )
+        unigrams = "" if self._unigram_loss is None else f" (a unigram model: {exp(self._unigram_loss):,.1f})"
+        verdict = "" if measured.verdict is None else f": {measured.verdict}"
+        lines = [f"held-out perplexity {losses.perplexity:,.1f}{unigrams}{verdict}"]
+        change = measured.what_to_change
+        return lines if change is None else [*lines, f"what could be changed: {change}"]
 
     def measure(self, trainer: Trainer, module: Pretraining) -> Losses:
         """The loss over all ranks; training's carried states and mode are put aside."""

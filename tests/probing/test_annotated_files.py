@@ -88,6 +88,11 @@ def test_entities_of_all_forms_are_read_alike(tmp_path: Path) -> None:
         assert (first.document, second.document) == ((0, 0) if name == "conll" else (None, None))
 
 
+def test_a_mark_between_documents_makes_what_precedes_it_one_too(tmp_path: Path) -> None:
+    (tmp_path / "a").write_text("a O\n\nb B-PER\n\n-DOCSTART- O\n\nc O\n\n-DOCSTART- O\n\nd O\n", encoding="utf-8")
+    assert [sentence.document for sentence in read_entities(tmp_path / "a")] == [0, 0, 1, 2]
+
+
 @pytest.mark.parametrize(
     ("content", "said"),
     [

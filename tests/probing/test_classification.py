@@ -7,10 +7,11 @@ import pytest
 import torch
 
 from pretrain.errors import ConfigError, DataError
-from pretrain.probing.classification import Labelled, probe_classification, read_labelled, standardised
+from pretrain.probing.classification import Labelled, probe_classification, read_labelled
 from pretrain.probing.logistic import Features, fit_best, fit_logistic
 from pretrain.probing.results import Outcome
 from pretrain.probing.tasks import Inputs
+from pretrain.probing.vectors import standardised
 from tests.probing.small_models import small_subject
 
 
@@ -53,7 +54,7 @@ def test_the_strength_is_chosen_on_a_fifth_and_the_fit_is_of_all() -> None:
 def test_vectors_are_standardised_by_the_training_part_alone() -> None:
     rows = np.random.default_rng(1).normal(3, 2, size=(50, 4)).astype(np.float32)
     rows[:, 3] = 7
-    scaled = standardised(rows, 40).numpy()
+    scaled = torch.cat(standardised(rows[:40], rows[40:])).numpy()
     expected = (rows - rows[:40].mean(axis=0)) / np.maximum(rows[:40].std(axis=0), 1e-6)
     assert np.allclose(scaled, expected, atol=1e-4)
     assert not scaled[:, 3].any()

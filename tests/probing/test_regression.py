@@ -6,9 +6,8 @@ import torch
 from torch import Tensor
 
 from pretrain.probing import regression
-from pretrain.probing.label_probes import standardised
 from pretrain.probing.regression import Indicators, Inputs, fit, mix
-from pretrain.probing.vectors import word_vectors
+from pretrain.probing.vectors import standardised, word_vectors
 from tests.probing.small_models import small_subject
 
 WORDS = [f"w{number}" for number in range(60)]

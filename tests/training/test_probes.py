@@ -227,3 +227,29 @@ def test_several_ranks(stage: int, corpus: Path, tmp_path: Path) -> None:
     recorded = {line["_step"]: line for line in read_wandb(probed.folder).history}
     assert list(recorded) == [1, 2, 3, 4], "in the row of their step"
     assert all(line.items() <= (recorded[line["step"]] | {"time": line["time"]}).items() for line in found)
+
+
+def test_a_checkpoint_that_cannot_be_probed_does_not_end_the_run(
+    corpus: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """As where the device is full; what is wrong with the data has been said before the first step."""
+
+    def full(*_: object) -> None:
+        raise RuntimeError("out of memory")
+
+    monkeypatch.setattr(checkpoints, "open_subject", full)
+    config = tiny_config("bert", corpus, tmp_path, *ONE, *probes(data))
+    assert train(config).code == 0
+    found = lines(config)
+    assert found.training[-1]["step"] == 6 and not found.probes
+    assert "step 6 is not probed: out of memory" in caplog.text
+
+
+def test_words_in_two_senses_are_taken_whole(tmp_path: Path) -> None:
+    rows = [f"{word}\t{sense}\tthe {word} {number}\n" for word in "abc" for sense in "xy" for number in range(3)]
+    (tmp_path / "senses").write_text("# a comment\n" + "".join(rows), encoding="utf-8")
+    said = take_sentences(tmp_path / "senses", tmp_path / "copy", 13, blocks=False, words=True)
+    assert (tmp_path / "copy").read_text(encoding="utf-8") == "".join(rows[:12])
+    assert said.startswith("12 of 19 sentences")
+    take_sentences(tmp_path / "senses", tmp_path / "copy", 2, blocks=False, words=True)
+    assert (tmp_path / "copy").read_text(encoding="utf-8") == "".join(rows[:6]), "one word at least"
