@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -119,11 +120,11 @@ class EdgeLearner:
             torch.manual_seed(seed_of("edges", self.seed))
             model = EdgeClassifier(len(layers), layers[0].shape[1], classes).train()
             rest = [parameter for name, parameter in model.named_parameters() if name != "mixing"]
-            groups = [{"params": rest}, {"params": [model.mixing], "lr": MIXING_LEARNING_RATE}]
+            groups: list[dict[str, Any]] = [{"params": rest}, {"params": [model.mixing], "lr": MIXING_LEARNING_RATE}]
             optimizer = torch.optim.Adam(groups, lr=LEARNING_RATE)
             schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.0, steps)
             for _ in range(EPOCHS):
-                for rows in torch.from_numpy(order.permutation(len(labels))).split(BATCH):
+                for rows in torch.split(torch.from_numpy(order.permutation(len(labels))), BATCH):
                     optimizer.zero_grad()
                     loss = functional.cross_entropy(model(layers, rows, heads[rows]), labels[rows])
                     loss.backward()  # type: ignore[no-untyped-call]

@@ -16,9 +16,8 @@ _EWT_SENTENCE = re.compile(r"# sent_id = (answers|email|newsgroup|reviews|weblog
 def published(task: str, path: Path) -> tuple[list[Result], list[str]]:
     """The figures that papers give for a task on the data that a file holds, and where they stand."""
     results, sources = [], {}
-    file = importlib.resources.files(__package__).joinpath("published.csv")
-    with file.open(encoding="utf-8", newline="") as lines:
-        rows = [row for row in csv.DictReader(lines) if row["task"] == task]
+    table = importlib.resources.files(__package__).joinpath("published.csv").read_text(encoding="utf-8")
+    rows = [row for row in csv.DictReader(table.splitlines()) if row["task"] == task]
     holds = {data: RECOGNISED[data](path) for data in {row["data"] for row in rows}}
     for row in rows:
         if holds[row["data"]]:
