@@ -87,7 +87,7 @@ def layer_chart(outcome: Outcome, metric: str, places: Mapping[str, int]) -> str
     for name, of in order:
         found = series[name, of]
         mark = floor_mark(found[0], places) if name in FLOORS else model_mark(places[name])
-        shift = 0.0 if name in FLOORS else _shift(places[name], len(places))
+        shift = _shift(places[name], len(places)) if of is None and name in places else _shift_floor(of, places)
         drawn.append(_series(found, columns, scale, mark, LINES.get(name, "solid"), shift))
         keys.append(Key(floor_name(found[0]), mark, LINES.get(name, "solid")))
     keys = [key for _, key in sorted(zip(order, keys, strict=True), key=lambda pair: list(series).index(pair[0]))]
@@ -108,6 +108,11 @@ def _plain(floor: Result, places: Mapping[str, int]) -> Mark:
 def _shift(place: int, count: int) -> float:
     """Pixels by which the points of a model stand aside, so that intervals do not hide one another."""
     return 9.0 * (place - (count - 1) / 2) if count > 1 else 0.0
+
+
+def _shift_floor(of: str | None, places: Mapping[str, int]) -> float:
+    """To the right of the model that it belongs to."""
+    return _shift(places[of], len(places)) + 4.5 if of in places and of is not None else 0.0
 
 
 def _grid(scale: Scale) -> str:
@@ -208,7 +213,8 @@ def group_chart(outcome: Outcome, metric: str, places: Mapping[str, int]) -> str
     if published := list(dict.fromkeys(r.of or "from papers" for r in kept if r.model == "published")):
         keys.append(Key(f"published: {', '.join(published)}", Mark("neutral", STAR, "line")))
     layers = ", ".join(f"{model}: {'mix' if at == 'mix' else f'layer {at}'}" for model, at in chosen.items())
-    caption = f"{metric.replace('_', ' ')} of parts of the data ({layers})"
+    parts = " of parts of the data" if len(rows) > 1 else ""
+    caption = f"{metric.replace('_', ' ')}{parts} ({layers})"
     axis = _axis(scale)
     return f'<figure class="groups"><figcaption>{text(caption)}</figcaption>{legend(keys)}{axis}{body}{axis}</figure>'
 

@@ -70,7 +70,7 @@ class CheckpointProbes:
         return [self._probe(subject, *probe) for probe in self._probes]
 
     def _probe(self, subject: Subject, probe: ProbeConfig, inputs: Inputs, names: Mapping[Path, str]) -> Outcome:
-        with tempfile.TemporaryDirectory(dir=self._folder) as vectors, own_randomness():
+        with tempfile.TemporaryDirectory(dir=self._folder) as vectors, own_randomness(), quietly():
             try:
                 given = Inputs(inputs.data, inputs.test, vectors=Path(vectors), seed=inputs.seed)
                 return get_task(probe.task)([subject], given)
@@ -176,6 +176,18 @@ def _model(outcome: Outcome) -> str:
 def _named(outcome: Outcome, figures: Mapping[str, float]) -> dict[str, float]:
     task = outcome.task.replace("-", "_")
     return {f"probe_{task}_{name}": value for name, value in figures.items() if np.isfinite(value)}
+
+
+@contextlib.contextmanager
+def quietly() -> Iterator[None]:
+    """Leaves the log to the training: tasks say each figure as it is found, for one who waits for it."""
+    logger = logging.getLogger(__package__)
+    level = logger.level
+    logger.setLevel(logging.WARNING)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
 
 
 @contextlib.contextmanager

@@ -15,14 +15,13 @@ def weights_chart(weights: Mapping[str, Sequence[float]], places: Mapping[str, i
 def _weights(model: str, values: list[float], places: Mapping[str, int]) -> str:
     colour, step = f"c{places.get(model, 0) % COLOURS}", 20.0
     most, height = max([*values, 1 / len(values)]) / 0.85, step * len(values)
-    drawn = []
+    drawn = [line((1 / len(values) / most,) * 2, (0, height), "dashed neutral")]
     for layer, value in enumerate(values):
         top, share = step * layer, max(0.0, value / most)
         drawn.append(f'<text class="tick" x="-6" y="{number(top + 14)}" text-anchor="end">{layer}</text>')
         size = f'width="{number(100 * share)}%" height="14" y="{number(top + 3)}"'
         drawn.append(f'<rect class="fill {colour}" {size}><title>layer {layer}: {value:.3f}</title></rect>')
         drawn.append(at(share, top + 14, f'<text class="tick" x="5">{value:.2f}</text>'))
-    drawn.append(line((1 / len(values) / most,) * 2, (0, height), "dashed neutral"))
     told = ", ".join(f"layer {layer} {value:.3f}" for layer, value in enumerate(values))
     body = picture("".join(drawn), height, f"{model}: weights of the learned mix: {told}")
     return (

@@ -36,6 +36,7 @@ text{font-size:13px;fill:var(--ink)}.tick{fill:var(--muted)}text.name{fill:var(-
 .bar{stroke:var(--c);stroke-width:1.5;fill:none}.band{fill:var(--c);opacity:.12}.fill{fill:var(--c)}
 .c0{--c:var(--c0)}.c1{--c:var(--c1)}.c2{--c:var(--c2)}.c3{--c:var(--c3)}.c4{--c:var(--c4)}.c5{--c:var(--c5)}
 .c6{--c:var(--c6)}.c7{--c:var(--c7)}.neutral{--c:var(--muted)}
+.weights text{paint-order:stroke;stroke:var(--page);stroke-width:4px}
 .row{display:grid;grid-template-columns:minmax(0,16rem) minmax(0,1fr);gap:0 1rem;align-items:center;
 padding-right:1rem;font-size:.85rem}
 .scroll{overflow-x:auto;max-width:100%}

@@ -14,14 +14,16 @@ from pretrain.cli import TASKS, main
 from pretrain.config.load import load_config
 from pretrain.config.run import RunConfig
 from pretrain.config.training import ProbeConfig
+from pretrain.data.prepare import ensure_prepared
 from pretrain.errors import ConfigError, DataError
+from pretrain.models import get_family
 from pretrain.probe import probe
 from pretrain.probing import checkpoints
 from pretrain.probing.checkpoints import CheckpointProbes, take_sentences
 from pretrain.probing.tasks import MODULES, Inputs
 from pretrain.train import train
 from tests.probing.made_up_task import put_in_place
-from tests.tiny import REPOSITORY, final_weights, metrics, run_cli, tiny_config, tiny_overrides
+from tests.tiny import REPOSITORY, final_weights, metrics, run_on_ranks, tiny_config
 from tests.training.wandb_file import read_wandb
 
 ONE = ["sharding.ranks=1", "sharding.zero_stage=0", "schedule.total_steps=6", "checkpoint.every_steps=2"]
@@ -198,32 +200,35 @@ def test_the_generators_go_on_where_they_were() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("stage", [0, 3])
-def test_several_ranks(stage: int, corpus: Path, tmp_path: Path) -> None:
-    """Under ZeRO the weights of a checkpoint are whole, and the ranks wait for the one that probes them."""
+def test_several_ranks(corpus: Path, tmp_path: Path) -> None:
+    """Under every kind of ZeRO the weights are whole, and the ranks wait for the one that probes them."""
     words = corpus.read_text(encoding="utf-8").split()
     common = max(set(words), key=words.count)
     senses = tmp_path / "senses.tsv"
     rows = [f"{common}\t{'ab'[number % 2]}\t{common} {words[number]} {words[number + 9]}" for number in range(8)]
     senses.write_text("\n".join(rows) + "\n", encoding="utf-8")
-    asked = [f"evaluation.probes=[{{task: senses, data: {json.dumps(str(senses))}}}]", "schedule.total_steps=4"]
-    ranks = ["sharding.ranks=2", f"sharding.zero_stage={stage}", "checkpoint.every_steps=2"]
-    folders = []
-    for name, more in (("plain", []), ("probed", asked[:1])):
-        more = [*more, "logging.wandb=offline"]
-        overrides = tiny_overrides("bert", corpus, tmp_path, *ranks, asked[1], f"name={name}", *more)
-        run_cli("train", "configs/bert/demo.yaml", *overrides)
-        folders.append(tiny_config("bert", corpus, tmp_path, *ranks, asked[1], f"name={name}"))
-    plain, probed = folders
-    assert lines(plain).training == lines(probed).training
-    weights, expected = final_weights(probed), final_weights(plain)
-    assert all(torch.equal(weights[name], expected[name]) for name in expected)
-    found = lines(probed).probes
-    assert [line["step"] for line in found] == [2, 4]
-    for line in found:
-        results = probe([probed.folder], "senses", Inputs(senses), str(line["step"])).results
-        layers = {r.layer: r.value for r in results if r.model == str(probed.folder) and r.metric == "nearest_sense"}
-        assert layers == {layer: line[f"probe_senses_layer_{layer}"] for layer in range(3)}
+    asked = f"evaluation.probes=[{{task: senses, data: {json.dumps(str(senses))}}}]"
+    both = ["schedule.total_steps=4", "checkpoint.every_steps=2", "sharding.ranks=2", "logging.wandb=offline"]
+    runs = {}
+    for stage in (0, 3):
+        more = [*both, f"sharding.zero_stage={stage}"]
+        runs[stage] = (
+            tiny_config("bert", corpus, tmp_path, *more, f"name=plain-{stage}"),
+            tiny_config("bert", corpus, tmp_path, *more, f"name=probed-{stage}", asked),
+        )
+    ensure_prepared(runs[0][0], get_family("bert"))
+    run_on_ranks([(config, None) for pair in runs.values() for config in pair], 2, tmp_path)
+    for plain, probed in runs.values():
+        assert lines(plain).training == lines(probed).training
+        weights, expected = final_weights(probed), final_weights(plain)
+        assert all(torch.equal(weights[name], expected[name]) for name in expected)
+        found = lines(probed).probes
+        assert [line["step"] for line in found] == [2, 4]
+        for line in found:
+            results = probe([probed.folder], "senses", Inputs(senses), str(line["step"])).results
+            own = [r for r in results if r.model == str(probed.folder) and r.metric == "nearest_sense" and not r.group]
+            assert {f"probe_senses_layer_{r.layer}": r.value for r in own}.items() <= line.items()
+            assert len(own) == 3
     recorded = {line["_step"]: line for line in read_wandb(probed.folder).history}
     assert list(recorded) == [1, 2, 3, 4], "in the row of their step"
     assert all(line.items() <= (recorded[line["step"]] | {"time": line["time"]}).items() for line in found)
@@ -253,3 +258,20 @@ def test_words_in_two_senses_are_taken_whole(tmp_path: Path) -> None:
     assert said.startswith("12 of 19 sentences")
     take_sentences(tmp_path / "senses", tmp_path / "copy", 2, blocks=False, words=True)
     assert (tmp_path / "copy").read_text(encoding="utf-8") == "".join(rows[:6]), "one word at least"
+
+
+def test_labels_that_lie_beside_their_pairs(tmp_path: Path) -> None:
+    """Of Word-in-Context, the labels of the pairs that are taken are taken."""
+    pairs, gold = tmp_path / "dev.data.txt", tmp_path / "dev.gold.txt"
+    pairs.write_text("".join(f"key\tN\t0-{number}\tkey\tkey\n" for number in range(9)), encoding="utf-8")
+    gold.write_text("T\nF\nF\nT\nF\nF\nT\nF\nF\n", encoding="utf-8")
+    asked = f"evaluation.probes=[{{task: wic, data: {json.dumps(str(pairs))}, max_sentences: 3}}]"
+    config = load_config(REPOSITORY / "configs" / "bert" / "demo.yaml", [asked])
+    (found,) = config.evaluation.probes
+    probing = CheckpointProbes(config, tmp_path / "taken")
+    (tmp_path / "taken").mkdir()
+    copy, names = probing._copied(found, "data", found.data)
+    assert [line.split("\t")[2] for line in copy.read_text(encoding="utf-8").splitlines()] == ["0-0", "0-3", "0-6"]
+    beside = copy.with_name("wic-data-dev.gold.txt")
+    assert beside.read_text(encoding="utf-8") == "T\nT\nT\n"
+    assert names == {copy: f"3 of 9 sentences of {pairs}", beside: str(gold)}
