@@ -46,6 +46,8 @@ HOW: dict[str, list[str] | str] = {
 """Each command of the README, and what is appended to it to make it small here, or which file runs it instead."""
 
 
+ON_REQUEST = {"probes", "start_states"}
+"""Of the run folder: what is there once a probe has been made, or an ELMo has been read for vectors."""
 DEMO_MODEL = "pretrain-demo/bert-demo-model"
 """The model of the README's first Python example, which `pretrain demo` makes."""
 
@@ -85,11 +87,11 @@ def test_everything_runs_in_order(tmp_path: Path) -> None:
     described = {}
     for page in (README, (DOCS / "run-folder.md").read_text(encoding="utf-8")):
         paths = paths_of_tree(run_folder_tree(page))
-        missing = [path for path in paths if not (folder / path).exists()]
+        missing = [path for path in paths if not (folder / path).exists() and Path(path).parts[0] not in ON_REQUEST]
         assert not missing, f"the tree of the run folder names what is not there: {missing}"
         described = {path.parts[0] for path in map(Path, paths)}
     found = {path.name for path in folder.iterdir() if not path.name.startswith(".")}
-    assert found == described, "the run folder holds what docs/run-folder.md does not describe"
+    assert found == described - ON_REQUEST, "the run folder holds what docs/run-folder.md does not describe"
 
 
 @pytest.mark.slow

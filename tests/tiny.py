@@ -27,7 +27,7 @@ TINY = {
         "objective.unroll_length=8",
         "objective.softmax=sampled",
         "objective.num_negatives=64",
-        "optimizer={kind: adagrad, peak_learning_rate: 0.2}",
+        'optimizer={"kind":"adagrad","peak_learning_rate":0.2}',  # without spaces, for shells
     ],
     "bert": [
         "tokenizer.vocabulary_size=200",
@@ -40,7 +40,7 @@ TINY = {
         "objective.max_sequence_length=32",
         "objective.stages=[]",
         "model.max_positions=40",
-        "optimizer={kind: adamw, peak_learning_rate: 2.0e-3}",
+        'optimizer={"kind":"adamw","peak_learning_rate":2.0e-3}',
         "schedule.warmup_steps=4",
     ],
 }
@@ -50,7 +50,8 @@ def tiny_overrides(family: str, corpus: Path, run_root: Path, *more: str) -> lis
     """Overrides that turn a family's demo config into a run of a second or two."""
     return [
         *TINY[family],
-        "batch={global_size: 32, micro_size: 8}",
+        "batch.global_size=32",
+        "batch.micro_size=8",
         f"data.sources=[{{kind: text, files: {json.dumps(str(corpus))}}}]",
         "data.block_tokens=1024",
         "data.held_out=0.05",
