@@ -94,7 +94,7 @@ def test_training_does_not_notice(
     taken = tmp_path / "taken.conllu"
     assert take_sentences(data, taken, 4, blocks=True) == f"4 of 12 sentences of {data}"
     for line in found:  # the figures are those of the checkpoint, as the command finds them
-        results = probe([probed.folder], "pos", Inputs(taken), str(line["step"])).results
+        results = probe([probed.folder], "pos", Inputs(taken), str(line["step"]), start="zero").results
         layers = {f"probe_pos_layer_{r.layer}": r.value for r in results if r.model == str(probed.folder)}
         assert {name: line[name] for name in own - {"probe_pos_mix"}} == {n: layers[n] for n in own - {"probe_pos_mix"}}
 
