@@ -74,7 +74,12 @@ def evidence_of(outcome: Outcome, subject: Subject, inputs: Inputs) -> Evidence:
     details = {"mixing_weights": {name: weights[name]}} if name in weights else {}
     given = {"data": inputs.data, "test": inputs.test, "static": inputs.static}
     files = {key: {"name": path.name, "sha256": sha256(path)} for key, path in given.items() if path is not None}
-    kept = Outcome(outcome.task, results, outcome.notes, details)
+    notes = []
+    for note in outcome.notes:  # where files lie on this machine is nobody's business
+        for path in given.values():
+            note = note if path is None else note.replace(str(path), path.name)
+        notes.append(note)
+    kept = Outcome(outcome.task, results, tuple(notes), details)
     return Evidence(kept, name, files, inputs.seed, sha256(subject.checkpoint / "complete.json"))
 
 
@@ -118,7 +123,7 @@ def _card_part(found: Evidence) -> str:
     )
     parts = [f"### {found.outcome.task}", f"{files}, seed {found.seed}.", verdict(found.outcome, found.model)]
     if found.outcome.notes:  # what the figures are of, such as a part of the pairs
-        parts.insert(2, found.outcome.notes[0])
+        parts.insert(2, _plain(found.outcome.notes[0]))
     if found.outcome.task not in DESCRIPTIVE and (rows := list(_rows(found))):
         names = [metric.replace("_", " ") for metric in metrics(found.outcome)]
         lines = [["", *names], ["---"] * (len(names) + 1), *rows]
@@ -154,5 +159,5 @@ def _same(outcome: Outcome, result: Result, metric: str) -> Result | None:
 
 
 def _plain(name: str) -> str:
-    """A file's name as code in Markdown."""
+    """A file's name, or a note that has it, for Markdown."""
     return " ".join(name.replace("`", "'").split())

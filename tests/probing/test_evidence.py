@@ -11,8 +11,9 @@ from pretrain.errors import ExportError
 from pretrain.export import export
 from pretrain.probe import probe
 from pretrain.probing import tasks
-from pretrain.probing.evidence import card_section, read_evidence
+from pretrain.probing.evidence import card_section, evidence_of, read_evidence
 from pretrain.probing.results import Outcome, Result
+from pretrain.probing.subjects import open_subject
 from pretrain.probing.tasks import Inputs
 from pretrain.runs.checkpoints import sha256
 from pretrain.runs.folder import RunFolder
@@ -69,6 +70,14 @@ def test_a_run_keeps_what_was_probed_and_its_export_tells_it(run: Path, data: Pa
     assert str(run) not in section
     card = (export(run, tmp_path / "four", checkpoint="4") / "README.md").read_text(encoding="utf-8")
     assert "## Probes\n\n* nothing was probed\n" in card
+
+
+def test_where_files_lie_is_not_told(run: Path, data: Path) -> None:
+    subject = open_subject(run, "2")
+    noted = Outcome("pos", (), (f"tested on 3 sentences of {data}, a fifth of them", "and a second note"))
+    found = evidence_of(noted, subject, Inputs(data))
+    assert found.outcome.notes[0] == f"tested on 3 sentences of {data.name}, a fifth of them"
+    assert "\n\ntested on 3 sentences of tree'bank.conllu, a fifth of them\n\n" in card_section([found])
 
 
 def test_of_several_models_each_run_keeps_its_own(run: Path, data: Path, tmp_path: Path) -> None:
