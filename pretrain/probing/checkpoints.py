@@ -58,7 +58,7 @@ class CheckpointProbes:
             with own_randomness():
                 outcomes = self._measure(open_subject(self._config.folder, str(step), "zero"))
         except (PretrainError, OSError, RuntimeError, MemoryError) as error:
-            log.warning("step %d is not probed: %s", step, error)
+            log.warning("step %d is not probed: %s", step, error, exc_info=not isinstance(error, PretrainError))
             return {}
         figures = {name: value for outcome in outcomes for name, value in figures_of(outcome).items()}
         if not self._floors_told:

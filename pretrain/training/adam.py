@@ -6,10 +6,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.optim import AdamW, Optimizer
+from torch.optim import AdamW
 
 from pretrain.runtime.collectives import sum_over_ranks
-from pretrain.training.partitions import Parts, whole_parameters
+from pretrain.training.partitions import PartitionedOptimizer
 
 
 def empty_moments(parameter: Tensor, step: float) -> dict[str, Tensor]:
@@ -56,7 +56,7 @@ class UncorrectedAdamW(AdamW):
         return loss
 
 
-class Lamb(Optimizer):
+class Lamb(PartitionedOptimizer):
     """LAMB (You et al. 2020, algorithm 2, where φ is the identity): p -= lr · ratio · u, with u = m̂ / (√v̂ + ε) + λp.
 
     The ratio ‖p‖ ÷ ‖u‖ of a parameter is kept within `bounds`; it is 1 where either norm is 0, and throughout a group
@@ -69,13 +69,6 @@ class Lamb(Optimizer):
     def __init__(self, params: Iterable[dict[str, Any]], *, bounds: tuple[float, float], **defaults: Any) -> None:
         super().__init__(params, defaults)
         self.bounds = bounds
-        self._parts = whole_parameters(self)
-        self._partitioned = False
-
-    def set_partitions(self, parts: Parts) -> None:
-        """Says what this rank's partitions hold."""
-        self._parts = parts
-        self._partitioned = True
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]

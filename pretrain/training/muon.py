@@ -6,11 +6,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.optim import Optimizer
 
 from pretrain.runtime.collectives import broadcast, rank_and_ranks, sum_on_rank
 from pretrain.training.adam import adam_update
-from pretrain.training.partitions import ParameterPart, Parts, whole_parameters
+from pretrain.training.partitions import ParameterPart, PartitionedOptimizer
 
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)
 """Of the odd polynomial of a Newton-Schulz step, as Jordan et al. chose them: steep at 0, near 1 from there to 1."""
@@ -20,7 +19,7 @@ SIZE_OF_ADAMW = 0.2
 """The root mean square of the elements of AdamW's update (Liu et al. 2025, §2.2)."""
 
 
-class Muon(Optimizer):
+class Muon(PartitionedOptimizer):
     """Muon (Jordan et al. 2024, kellerjordan.github.io/posts/muon) as Moonlight scales it (Liu et al. 2025, §2.2):
 
     m += (1 - μ) (g - m), p -= lr · (0.2 · √max(rows, columns) · orthogonal(g + μ (m - g)) + λp).
@@ -40,13 +39,6 @@ class Muon(Optimizer):
     def __init__(self, params: Iterable[dict[str, Any]], *, matrices: Mapping[Tensor, int], **defaults: Any) -> None:
         super().__init__(params, defaults)
         self.matrices = matrices
-        self._parts = whole_parameters(self)
-        self._partitioned = False
-
-    def set_partitions(self, parts: Parts) -> None:
-        """Says what this rank's partitions hold."""
-        self._parts = parts
-        self._partitioned = True
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]

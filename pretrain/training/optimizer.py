@@ -11,7 +11,7 @@ from torch.optim import AdamW, Optimizer
 from pretrain.config.training import AdagradConfig, LambConfig, MuonConfig, OptimizerConfig
 from pretrain.training.adam import Lamb, UncorrectedAdamW, empty_moments
 from pretrain.training.muon import Muon
-from pretrain.training.partitions import partitions
+from pretrain.training.partitions import PartitionedOptimizer, partitions
 
 STATES = {
     "adamw": ("exp_avg", "exp_avg_sq"),
@@ -50,7 +50,7 @@ class Adagrad(Optimizer):
 
 def map_partitions(zero: Any, zero_stage: int) -> None:
     """Tells an optimizer that DeepSpeed's ZeRO wraps what its partitions hold, where its updates need to know."""
-    if isinstance(zero.optimizer, Lamb | Muon):
+    if isinstance(zero.optimizer, PartitionedOptimizer):
         zero.optimizer.set_partitions(partitions(zero, zero_stage))
 
 

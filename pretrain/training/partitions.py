@@ -1,6 +1,6 @@
 """Where parameters are in what an optimizer is given: themselves, or in the flat partitions of DeepSpeed's ZeRO."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from types import EllipsisType
 from typing import Any, NamedTuple
 
@@ -29,10 +29,22 @@ Elements in none of a tensor's parts are padding, which may hold anything.
 """
 
 
-def whole_parameters(optimizer: Optimizer) -> Parts:
-    """The parts of an optimizer that is given parameters themselves."""
-    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-    return {parameter: (ParameterPart(parameter, parameter.shape, ..., 0),) for parameter in parameters}
+class PartitionedOptimizer(Optimizer):
+    """An optimizer whose update of a parameter depends on the whole of it, which ZeRO cuts up.
+
+    It is given parameters, until `set_partitions` says what there is in their place.
+    """
+
+    def __init__(self, params: Iterable[dict[str, Any]], defaults: dict[str, Any]) -> None:
+        super().__init__(params, defaults)
+        parameters = [parameter for group in self.param_groups for parameter in group["params"]]
+        self._parts: Parts = {p: (ParameterPart(p, p.shape, ..., 0),) for p in parameters}
+        self._partitioned = False
+
+    def set_partitions(self, parts: Parts) -> None:
+        """Says what this rank's partitions hold."""
+        self._parts = parts
+        self._partitioned = True
 
 
 def partitions(zero: Any, zero_stage: int) -> Parts:
